@@ -1,0 +1,1 @@
+"""What the daemons share: configuration, clock, etcd, NATS, gRPC start-up, logging."""

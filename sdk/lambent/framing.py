@@ -1,0 +1,218 @@
+"""Batched, interleaved frames on one gRPC stream: the sending half, shared by SDK, scheduler and node agent.
+
+A `FrameWriter` owns the writing side of a stream. Whoever has a frame appends it; one task sends everything that
+waits as one message and waits for that write to finish. Nothing waits for a timer: when idle a frame leaves at once,
+under load a message carries dozens.
+
+Short frames (openings, answers up to 64 KiB, credit) go first, in order. Bodies over 64 KiB are `Body` objects: they
+take turns, one piece each, and a piece is only sent while the receiver has given credit for that call, so that a large
+or slow call delays only itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+MAX_PIECE_BYTES = 64 * 1024
+"""Largest piece of a body in one frame. At 64 KiB a piece costs about as much to copy as a frame costs to handle, and
+two large calls delay a small one by well under a millisecond."""
+
+INITIAL_CREDIT_BYTES = 256 * 1024
+"""Credit of a call when it starts, in each direction: four pieces, enough to keep a loopback stream busy."""
+
+MAX_PAYLOAD_BYTES = 6 * 1024 * 1024
+"""Largest request payload (AWS Lambda quotas, synchronous invocation)."""
+
+MAX_RESPONSE_BYTES = MAX_PAYLOAD_BYTES + 100
+"""Largest buffered response; AWS's check allows 100 bytes more than the quota says."""
+
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+"""Bound of one gRPC message on every channel of ours: room for a unary 6 MiB payload and for a full batch."""
+
+_BATCH_BYTES = 256 * 1024
+"""A batch is closed once it holds this much, so that small frames behind it do not wait for a long write."""
+
+_BATCH_FRAMES = 256
+"""Most frames in a batch; at this size the cost of the message itself no longer shows."""
+
+_FRAME_OVERHEAD_BYTES = 64
+"""What a frame costs besides its payload, for the batch's bound."""
+
+FrameT = TypeVar("FrameT")
+
+
+class Body(Generic[FrameT]):
+    """One direction of one call whose body is longer than a frame.
+
+    Pieces are pushed by the side that has them and leave in order while there is credit. `on_sent` tells the bytes that
+    left, which is how a relay passes credit on to its own sender.
+    """
+
+    __slots__ = ("_buffered", "_credit", "_end", "_make_data", "_on_sent", "_pieces", "_queued", "_writer")
+
+    def __init__(
+        self,
+        writer: FrameWriter[FrameT],
+        make_data: Callable[[bytes], FrameT],
+        on_sent: Callable[[int], None] | None = None,
+    ) -> None:
+        self._writer = writer
+        self._make_data = make_data
+        self._on_sent = on_sent
+        self._pieces: deque[bytes] = deque()
+        self._buffered = 0
+        self._credit = INITIAL_CREDIT_BYTES
+        self._end: FrameT | None = None
+        self._queued = False
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Bytes pushed and not yet sent."""
+        return self._buffered
+
+    def push(self, payload: bytes) -> None:
+        """Add to the body. Anything longer than a piece is cut."""
+        if len(payload) <= MAX_PIECE_BYTES:
+            if payload:
+                self._pieces.append(payload)
+        else:
+            view = memoryview(payload)
+            self._pieces.extend(
+                bytes(view[start : start + MAX_PIECE_BYTES]) for start in range(0, len(view), MAX_PIECE_BYTES)
+            )
+        self._buffered += len(payload)
+        self._wake()
+
+    def finish(self, end: FrameT) -> None:
+        """Send `end` after the last piece."""
+        self._end = end
+        self._wake()
+
+    def grant(self, credit_bytes: int) -> None:
+        """The receiver can take more."""
+        self._credit += credit_bytes
+        self._wake()
+
+    def abandon(self) -> None:
+        """Send nothing more. What was buffered is dropped."""
+        self._pieces.clear()
+        self._buffered = 0
+        self._end = None
+
+    def _wake(self) -> None:
+        if not self._queued and self._sendable():
+            self._queued = True
+            self._writer._enqueue(self)  # noqa: SLF001 - two halves of one mechanism
+
+    def _sendable(self) -> bool:
+        if self._pieces:
+            return self._credit >= len(self._pieces[0])
+        return self._end is not None
+
+    def _next_frame(self) -> tuple[FrameT, int] | None:
+        """Take the next frame for the batch, and its size; None when it must wait. Called by the writer."""
+        if not self._sendable():
+            return None
+        if not self._pieces:
+            end, self._end = self._end, None
+            assert end is not None
+            return end, MAX_PIECE_BYTES
+        piece = self._pieces.popleft()
+        size = len(piece)
+        self._buffered -= size
+        self._credit -= size
+        if self._on_sent is not None:
+            self._on_sent(size)
+        return self._make_data(piece), size
+
+
+class FrameWriter(Generic[FrameT]):
+    """The writing side of a stream: batches by itself, one write in flight.
+
+    Args:
+        write: Sends a batch as one message and returns when the stream has taken it.
+        high_water_frames: Above this many waiting frames `wait_writable` waits. It bounds what a peer that does not
+            read can make us hold; callers that produce frames from input stop reading the input meanwhile.
+    """
+
+    def __init__(self, write: Callable[[list[FrameT]], Awaitable[None]], *, high_water_frames: int = 4096) -> None:
+        self._write = write
+        self._high_water_frames = high_water_frames
+        self._frames: deque[tuple[FrameT, int]] = deque()
+        self._bodies: deque[Body[FrameT]] = deque()
+        self._wakeup: asyncio.Future[None] | None = None
+        self._drained: asyncio.Event = asyncio.Event()
+        self._drained.set()
+        self._closing = False
+
+    def send(self, frame: FrameT, size: int = 0) -> None:
+        """Append a short frame with a payload of `size` bytes, at most 64 KiB."""
+        self._frames.append((frame, size))
+        if self._wakeup is not None:
+            self._wake()
+        elif len(self._frames) > self._high_water_frames:
+            self._drained.clear()
+
+    @property
+    def waiting_frames(self) -> int:
+        """Short frames that wait to be sent."""
+        return len(self._frames)
+
+    async def wait_writable(self) -> None:
+        """Return once fewer frames than the high-water mark wait."""
+        await self._drained.wait()
+
+    def close(self) -> None:
+        """Send what waits, then let `run` return."""
+        self._closing = True
+        self._wake()
+
+    async def run(self) -> None:
+        """Send batches until closed or the stream fails; the stream's own exception goes up."""
+        loop = asyncio.get_running_loop()
+        while True:
+            batch = self._take_batch()
+            if batch:
+                await self._write(batch)
+                continue
+            if self._closing:
+                return
+            self._wakeup = loop.create_future()
+            await self._wakeup
+
+    def _wake(self) -> None:
+        wakeup, self._wakeup = self._wakeup, None
+        if wakeup is not None and not wakeup.done():
+            wakeup.set_result(None)
+
+    def _enqueue(self, body: Body[FrameT]) -> None:
+        self._bodies.append(body)
+        self._wake()
+
+    def _take_batch(self) -> list[FrameT]:
+        batch: list[FrameT] = []
+        room = _BATCH_BYTES
+        frames = self._frames
+        while frames and room > 0 and len(batch) < _BATCH_FRAMES:
+            frame, size = frames.popleft()
+            batch.append(frame)
+            room -= size + _FRAME_OVERHEAD_BYTES
+        if len(frames) <= self._high_water_frames:
+            self._drained.set()
+        # One piece of each body in turn, and at most one round a batch: new short frames get the next batch's front.
+        for _ in range(len(self._bodies)):
+            if room <= 0:
+                break
+            body = self._bodies.popleft()
+            body._queued = False  # noqa: SLF001 - two halves of one mechanism
+            if (taken := body._next_frame()) is None:  # noqa: SLF001 - as above
+                continue
+            batch.append(taken[0])
+            room -= taken[1]
+            body._wake()  # noqa: SLF001 - as above
+        return batch

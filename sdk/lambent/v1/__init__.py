@@ -1,0 +1,1 @@
+"""Generated protobuf and gRPC code of package lambent.v1; `make proto` renews it."""
