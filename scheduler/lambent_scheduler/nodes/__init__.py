@@ -1,0 +1,1 @@
+"""Which nodes are in the cluster."""
