@@ -7,6 +7,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 import structlog
+
 from lambent.errors import UnavailableError
 from lambent.v1 import record_pb2
 from lambent_common import keys
@@ -14,7 +15,6 @@ from lambent_common.records import encode
 
 if TYPE_CHECKING:
     from lambent_common.etcd import EtcdClient
-
     from lambent_scheduler.core.dispatch import Dispatcher
 
 log = structlog.get_logger()

@@ -1,8 +1,8 @@
 """Which partitions of the function space this scheduler owns, and under which epoch.
 
 A partition's owner is a key under the owner's lease; the revision that wrote it is the epoch. Every order to a node
-carries the epoch, and nodes refuse a lower one than they have seen, so that an owner that lost its lease without noticing
-cannot give orders beside its successor.
+carries the epoch, and nodes refuse a lower one than they have seen, so that an owner that lost its lease without
+noticing cannot give orders beside its successor.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 from typing import TYPE_CHECKING, Self
 
 import structlog
+
 from lambent.errors import StaleEpochError
 from lambent.v1 import record_pb2
 from lambent_common import keys
@@ -29,7 +30,7 @@ _LEASE_TTL_S = 5
 """How long the cluster waits for a scheduler that is silent: nodes use the same."""
 
 _CLAIMS_PER_TXN = 60
-"""Comparisons and writes of one transaction stay under etcd's limit of 128 operations each, and small enough to be quick."""
+"""Keeps a transaction well under etcd's limit of 128 operations."""
 
 
 class Ownership:

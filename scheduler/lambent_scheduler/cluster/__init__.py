@@ -1,0 +1,1 @@
+"""ClusterService: what the cluster is made of and how it is."""

@@ -1,0 +1,40 @@
+"""What a scheduler is told at its start: read once, checked, and never changed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lambent_common.credentials import Credentials
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerConfig:
+    """Configuration of one scheduler instance.
+
+    Attributes:
+        scheduler_id: Identity that survives a restart, so that the instance takes its partitions back at once.
+        etcd: URLs of the etcd members.
+        nats: URLs of the NATS members.
+        credentials: Token of the cluster, and what etcd and NATS ask for.
+        listen: host:port of the gRPC server; port 0 picks a free one.
+        http_listen: host:port of the HTTP server; port 0 picks a free one.
+        region: Region in ARNs.
+        keep_alive_s: How long an idle environment stays.
+        max_queue_wait_s: Longest wait of a synchronous call for capacity.
+        account_concurrency: Most invocations that an account may have running or waiting.
+        drain_s: How long running calls may take after the order to stop.
+    """
+
+    scheduler_id: str
+    etcd: tuple[str, ...]
+    nats: tuple[str, ...]
+    credentials: Credentials
+    listen: str
+    http_listen: str
+    region: str
+    keep_alive_s: float
+    max_queue_wait_s: float
+    account_concurrency: int
+    drain_s: float

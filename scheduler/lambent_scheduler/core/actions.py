@@ -1,0 +1,45 @@
+"""What the dispatcher asks its shell to do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:
+    from lambent.errors import ServiceError
+    from lambent_scheduler.core.call import Call
+    from lambent_scheduler.core.environments import Environment
+
+
+class Start(NamedTuple):
+    """Order the environment from its node. Its memory is already reserved."""
+
+    environment: Environment
+
+
+class Stop(NamedTuple):
+    """Order the end of an environment. Its memory stays reserved until `Dispatcher.stopped`.
+
+    `reason` is "idle", "evicted", "shutdown" (its node drains), "superseded" or "deleted". `drain` is False: the
+    dispatcher stops what serves nothing.
+    """
+
+    environment: Environment
+    reason: str
+    drain: bool
+
+
+class Bind(NamedTuple):
+    """Send a call that waited to its environment, which is BUSY from now on."""
+
+    call: Call
+    environment: Environment
+
+
+class Fail(NamedTuple):
+    """End a call that was admitted. The dispatcher has forgotten it; its concurrency is free again."""
+
+    call: Call
+    error: ServiceError
+
+
+Action: TypeAlias = Start | Stop | Bind | Fail

@@ -1,0 +1,570 @@
+"""The one place that decides which call runs where."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lambent.errors import DeadlineExceededError, NoCapacityError, NodeLostError, ServiceError, UnavailableError
+from lambent_scheduler.core.actions import Bind, Fail
+from lambent_scheduler.core.concurrency import counts_of, throttle
+from lambent_scheduler.core.environments import Phase
+from lambent_scheduler.core.fleet import Fleet
+from lambent_scheduler.core.placement import NodeTable
+from lambent_scheduler.core.refusals import Refusals
+from lambent_scheduler.core.scaling import Scaler
+from lambent_scheduler.core.waiting import WaitingRoom
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping
+
+    from lambent_scheduler.core.actions import Action
+    from lambent_scheduler.core.call import Call
+    from lambent_scheduler.core.concurrency import FunctionCounts, FunctionState
+    from lambent_scheduler.core.environments import Environment
+    from lambent_scheduler.core.limits import Limits
+    from lambent_scheduler.core.nodes import NodeState
+    from lambent_scheduler.core.version import VersionKey
+    from lambent_scheduler.core.version_state import VersionState
+
+# Looked up on every invocation; an attribute of the enum costs three times as much.
+_IDLE = Phase.IDLE
+_BUSY = Phase.BUSY
+
+
+class Dispatcher:
+    """Admits calls, places environments, and brings both together.
+
+    Pure: no clock, no I/O; one writer. Every method may append to `actions`; the shell carries them out in order, after
+    `take_actions`. `now` is a monotonic clock in seconds, the same for all methods, and never goes back.
+
+    Every call that was admitted has exactly one end: `finished` of its environment, an action Fail, or `cancel`.
+
+    Args:
+        limits: The bounds to keep.
+        seed: Makes ids and samples. Ids are unique only as far as seeds are: give 128 random bits.
+
+    Attributes:
+        actions: What the shell has to do.
+        invocations: Calls admitted since the start, throttled and refused ones not counted.
+        throttles: Calls refused by a concurrency limit.
+        refusals: Calls refused for want of capacity when they came.
+        cold_starts: Calls that were the first of their environment.
+        in_flight: Calls that run or wait.
+    """
+
+    def __init__(self, limits: Limits, seed: int) -> None:
+        self.actions: list[Action] = []
+        self.invocations = 0
+        self.throttles = 0
+        self.refusals = 0
+        self.cold_starts = 0
+        self.in_flight = 0
+        self._limits = limits
+        self._account_concurrency = limits.account_concurrency
+        self._nodes = NodeTable(limits.cpu_overcommit, limits.disk_overcommit)
+        self._fleet = Fleet(self._nodes, seed)
+        self._versions = self._fleet.versions
+        self._idle_members = self._fleet.idle.members
+        self._waiting = WaitingRoom(limits)
+        self._refusals = Refusals(limits.refusal_backoff_s)
+        self._scaler = Scaler(self._fleet, limits, self.actions)
+
+    def take_actions(self) -> list[Action]:
+        """Give the actions so far, and forget them."""
+        taken = self.actions[:]
+        self.actions.clear()
+        return taken
+
+    # Calls.
+
+    def admit(self, call: Call, reserved: int | None, account_reserved: int, now: float) -> Environment | None:
+        """Admit a call.
+
+        Args:
+            call: New.
+            reserved: Reserved concurrency of its function; None when it has none.
+            account_reserved: Sum of the reserved concurrency of the account's functions.
+            now: See the class.
+
+        Returns:
+            The idle environment that was used last, now BUSY with the call; or None: the call waits for Bind or Fail.
+
+        Raises:
+            ThrottledError: A concurrency limit is reached. `details["Reason"]` is AWS's.
+            NoCapacityError: No node could ever hold it, or too many calls wait. A call that raised is not admitted.
+        """
+        version = self._versions.get(call.spec.key)
+        if version is None:
+            version = self._fleet.version(call.spec)
+        function = version.function
+        if reserved != function.reserved:
+            function.set_reserved(reserved)
+        account = function.account
+        if (
+            account.in_flight >= self._account_concurrency
+            or (reserved is None and account.unreserved >= self._account_concurrency - account_reserved)
+            or (reserved is not None and function.in_flight >= reserved)
+        ):
+            self._refuse_throttled(version, account_reserved)
+        if not version.idle:
+            self._admit_waiting(call, version)
+            return None
+        environment, _ = version.idle.popitem()
+        node = environment.node
+        node.idle.subtract(environment.spec)
+        if not node.reclaim_dirty:
+            self._nodes.reclaim_changed(node)
+        function.in_flight += 1
+        account.in_flight += 1
+        if reserved is None:
+            account.unreserved += 1
+        self.in_flight += 1
+        self.invocations += 1
+        function.invocations += 1
+        environment.phase = _BUSY
+        environment.call = call
+        call.environment = environment
+        environment.served += 1
+        if environment.served == 1:
+            self._count_cold_start(function)
+        return environment
+
+    def finished(self, environment: Environment, now: float) -> Call | None:
+        """The call of a BUSY environment has ended, in whatever way; its concurrency is free again.
+
+        Returns:
+            The call that the environment serves next, if one waits: send it, no Bind follows. None when the environment
+            is idle or stops, or served nothing (it was stopped or lost before).
+        """
+        if environment.phase is not _BUSY:
+            return None
+        call = environment.call
+        version = environment.version
+        node = environment.node
+        if call is not None:
+            self._end(call, version.function)
+            environment.call = None
+        environment.last_used = now
+        if version.retired or node.draining or node.planned or now >= self._scaler.look_at:
+            return self._finished_with_others_waiting(environment, now)
+        if version.waiting:
+            return self._bind_oldest(environment)
+        # The same as Fleet.set_idle, written out: this is the path of most calls.
+        environment.phase = _IDLE
+        version.idle[environment] = None
+        node.idle.add(environment.spec)
+        if not node.reclaim_dirty:
+            self._nodes.reclaim_changed(node)
+        if environment not in self._idle_members:
+            self._fleet.idle.add(environment)
+        if environment not in node.idle_order.members:
+            node.idle_order.add(environment)
+        if self._scaler.line:
+            self._scaler.room_changed()
+        return None
+
+    def cancel(self, call: Call, now: float) -> bool:  # noqa: ARG002 - every event has its time, used or not
+        """Take a call out of the queue.
+
+        Returns:
+            True when it waited: it has ended, and no action follows for it. False when it runs, or has ended before.
+        """
+        if not call.waiting:
+            return False
+        version = self._versions[call.spec.key]
+        self._end_waiting(call, version)
+        return True
+
+    # Environments.
+
+    def ready(self, environment_id: str, now: float) -> None:
+        """An environment can serve: the call that has waited longest gets it (Bind), or it is idle."""
+        environment = self._fleet.environments.get(environment_id)
+        if environment is None:
+            return
+        if environment.phase is Phase.STARTING:
+            self._fleet.set_ready(environment, now)
+            self._serve_or_rest(environment, now)
+        elif environment.phase is _BUSY and environment.call is None:
+            # Adopted while it served somebody else's call.
+            self._serve_or_rest(environment, now)
+
+    def stopped(self, environment_id: str, *, refused: bool, error: ServiceError | None, now: float) -> None:
+        """An environment is gone; its memory is free again. Nothing happens when it is not known.
+
+        Args:
+            environment_id: Which one.
+            refused: True when the node would not make it, so that another node is tried.
+            error: Why it ended, unless its end was ordered. The call that it served fails with it, marked as
+                dispatched. When it was still starting, the call that has waited longest is charged with the failure,
+                and fails with it after `Limits.start_attempts` of them.
+            now: See the class.
+        """
+        environment = self._fleet.environments.get(environment_id)
+        if environment is None or environment.phase is Phase.PLANNED:
+            return
+        version, node = environment.version, environment.node
+        was_starting = environment.phase is Phase.STARTING
+        self._fleet.remove(environment)
+        if environment.call is not None:
+            self._fail_running(environment, error or UnavailableError(f"environment {environment_id} is gone"))
+        if was_starting and refused:
+            self._refusals.add(version, node.node_id, now)
+        elif was_starting:
+            node.failures += 1
+            self._charge(version, error or UnavailableError(f"environment {environment_id} ended before it was ready"))
+        self._scaler.node_settled(node)
+        self._share_room(version)
+        self._fleet.forget_unused(version)
+
+    def adopt(self, environment: Environment, busy: bool, now: float) -> bool:
+        """Take an environment that a node reports, made by an earlier scheduler.
+
+        Args:
+            environment: New, with the id that the node says.
+            busy: True when it serves a call of nobody here; `ready` or `finished` tells when that is over.
+            now: See the class.
+
+        Returns:
+            True when it is taken, or was known; False when its node is not known.
+        """
+        if environment.environment_id in self._fleet.environments:
+            return True
+        node = self._nodes.get(environment.node_id)
+        if node is None:
+            return False
+        self._fleet.adopt(environment, node, now)
+        # What it served before counts for nothing here, but it is not a cold start.
+        environment.served = 1
+        if not busy:
+            self._serve_or_rest(environment, now)
+        return True
+
+    def retire_function(
+        self,
+        account: str,
+        function_name: str,
+        keep: Collection[VersionKey],
+        reason: str,
+        now: float,  # noqa: ARG002 - every event has its time, used or not
+        *,
+        error: ServiceError | None = None,
+    ) -> None:
+        """Stop the environments of versions that were replaced or deleted; busy ones after their call.
+
+        Args:
+            account: Owner of the function.
+            function_name: The function.
+            keep: Versions that go on. When empty, the function's counts go with its last environment.
+            reason: "superseded" or "deleted".
+            now: See the class.
+            error: Ends the calls that wait for those versions. Without it they still run, on the version they came for.
+        """
+        function = self._fleet.functions.get((account, function_name))
+        if function is None:
+            return
+        function.deleted = not keep
+        for key, version in list(function.versions.items()):
+            if key not in keep:
+                self._retire(version, reason, error)
+        self._fleet.forget_deleted(function)
+
+    def reservation_changed(self, account: str, function_name: str, reserved: int | None) -> None:
+        """Take a new reservation before the function's next call does: its calls in flight change pools now."""
+        function = self._fleet.functions.get((account, function_name))
+        if function is not None:
+            function.set_reserved(reserved)
+
+    # Nodes.
+
+    def node_joined(
+        self,
+        node_id: str,
+        capacity: Mapping[str, int],
+        labels: Mapping[str, str],
+        runtimes: Collection[str],
+        now: float,  # noqa: ARG002 - every event has its time, used or not
+        *,
+        draining: bool = False,
+    ) -> None:
+        """A node takes orders from now on. For a known node: it is described anew, and its environments stay.
+
+        Args:
+            node_id: Unique in the cluster.
+            capacity: "memory_mib", "cpu_millis", "disk_mib", as in NodeRecord. What is not stated is not bounded;
+                memory must be.
+            labels: The operator's.
+            runtimes: For example "python3.11".
+            now: See the class.
+            draining: True when it takes no new environments.
+        """
+        node = self._nodes.join(node_id, capacity, labels, runtimes, draining=draining)
+        if draining:
+            self._empty(node)
+        self._scaler.node_settled(node)
+        self._scaler.room_changed()
+
+    def node_changed(
+        self,
+        node_id: str,
+        now: float,  # noqa: ARG002 - every event has its time, used or not
+        *,
+        draining: bool | None = None,
+        reserved: Mapping[str, int] | None = None,
+    ) -> None:
+        """A node says how it is. Nothing happens when it is not known.
+
+        Args:
+            node_id: Which one.
+            now: See the class.
+            draining: True closes the node: idle environments stop now, busy ones after their call. None: as before.
+            reserved: NodeStatus.reserved; what exceeds our own reservations belongs to other schedulers. None: as
+                before.
+        """
+        node = self._nodes.get(node_id)
+        if node is None:
+            return
+        if reserved is not None:
+            self._nodes.set_foreign(node, reserved)
+        if draining is not None and draining != node.draining:
+            self._nodes.set_draining(node, draining)
+            if draining:
+                self._empty(node)
+        self._scaler.node_settled(node)
+        self._scaler.room_changed()
+
+    def node_lost(self, node_id: str, now: float) -> None:  # noqa: ARG002 - every event has its time, used or not
+        """A node is gone with all its environments; their calls fail. Nothing happens when it is not known."""
+        node = self._nodes.leave(node_id)
+        if node is None:
+            return
+        versions: dict[VersionState, None] = {}
+        for environment in list(node.environments.values()):
+            self._fleet.remove(environment)
+            versions[environment.version] = None
+            if environment.call is not None:
+                self._fail_running(environment, NodeLostError(f"node {node_id} is lost"))
+        for version in versions:
+            self._scaler.demand_changed(version)
+            self._fleet.forget_unused(version)
+
+    # Time.
+
+    def tick(self, now: float) -> None:
+        """Time has passed: end what has waited or idled long enough. To be called at `next_deadline` or soon after."""
+        for call in self._waiting.expired(now):
+            version = self._versions[call.spec.key]
+            self.actions.append(Fail(call, self._expiry_error(call, version, now)))
+            self._end_waiting(call, version)
+        while (environment := self._fleet.idle.first()) is not None and self._idle_end(environment) <= now:
+            self._scaler.stop(environment, "idle")
+        if self._refusals.forget_past(now):
+            self._scaler.room_changed()
+
+    def next_deadline(self) -> float | None:
+        """Give the time at which `tick` has something to do; None when it has nothing."""
+        idle = self._fleet.idle.first()
+        times = (
+            self._waiting.next_expiry(),
+            None if idle is None else self._idle_end(idle),
+            self._refusals.next_end(),
+        )
+        return min((time for time in times if time is not None), default=None)
+
+    # Questions.
+
+    @property
+    def waiting_calls(self) -> int:
+        """Calls that wait for an environment."""
+        return self._waiting.calls
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Payload bytes of the calls that wait."""
+        return self._waiting.payload_bytes
+
+    @property
+    def environment_count(self) -> int:
+        """Environments ordered and not gone, planned ones included."""
+        return len(self._fleet.environments)
+
+    @property
+    def nodes(self) -> NodeTable:
+        """The nodes and what is reserved on them; to be read."""
+        return self._nodes
+
+    def environment(self, environment_id: str) -> Environment | None:
+        """Give an environment by its id."""
+        return self._fleet.environments.get(environment_id)
+
+    def environments_on(self, node_id: str) -> list[Environment]:
+        """Give the environments that a node holds or was ordered to make."""
+        node = self._nodes.get(node_id)
+        if node is None:
+            return []
+        return [environment for environment in node.environments.values() if environment.phase is not Phase.PLANNED]
+
+    def function_counts(self) -> Iterator[FunctionCounts]:
+        """Give the figures of each function seen."""
+        return map(counts_of, self._fleet.functions.values())
+
+    # Inside.
+
+    def _refuse_throttled(self, version: VersionState, account_reserved: int) -> None:
+        function = version.function
+        error = throttle(function, self._account_concurrency, account_reserved)
+        assert error is not None
+        self.throttles += 1
+        function.throttles += 1
+        self._fleet.forget_unused(version)
+        raise error
+
+    def _admit_waiting(self, call: Call, version: VersionState) -> None:
+        function = version.function
+        error = self._waiting.refusal(call, function) or self._impossible(version)
+        if error is not None:
+            self.refusals += 1
+            self._fleet.forget_unused(version)
+            raise error
+        function.in_flight += 1
+        function.account.in_flight += 1
+        if function.reserved is None:
+            function.account.unreserved += 1
+        self.in_flight += 1
+        self.invocations += 1
+        function.invocations += 1
+        self._waiting.add(call, version)
+        self._scaler.demand_changed(version)
+
+    def _impossible(self, version: VersionState) -> NoCapacityError | None:
+        """Give the refusal of what no node could hold were it empty. A cluster without nodes may get some soon."""
+        request = version.request
+        largest_mib = self._nodes.pool(request.shape).largest_possible_mib()
+        if largest_mib >= request.memory_mib or not len(self._nodes):
+            return None
+        name, memory_mib, disk_mib = version.spec.function_name, request.memory_mib, request.shape.disk_mib
+        if largest_mib:
+            return NoCapacityError(
+                f"function {name} needs {memory_mib} MiB and the largest node has room for {largest_mib} MiB"
+            )
+        return NoCapacityError(
+            f"no node takes environments with runtime {request.shape.runtime} and {disk_mib} MiB of /tmp, "
+            f"as function {name} needs: {self._why(version)}"
+        )
+
+    def _why(self, version: VersionState) -> str:
+        rejected = self._nodes.rejections(version.request)
+        reasons = ", ".join(f"{count} for {reason}" for reason, count in rejected.rejections.items())
+        return f"{rejected.nodes} nodes, rejected {reasons or 'none'}"
+
+    def _expiry_error(self, call: Call, version: VersionState, now: float) -> ServiceError:
+        waited_s = now - call.arrived
+        if call.deadline <= now:
+            return DeadlineExceededError(f"the caller's time ran out after {waited_s:.3f} s in the queue")
+        return NoCapacityError(
+            f"no environment for {version.spec.memory_mib} MiB came free within {waited_s:.1f} s: {self._why(version)}"
+        )
+
+    def _idle_end(self, environment: Environment) -> float:
+        return environment.last_used + self._limits.keep_alive_s
+
+    def _count_cold_start(self, function: FunctionState) -> None:
+        self.cold_starts += 1
+        function.cold_starts += 1
+
+    def _end(self, call: Call, function: FunctionState) -> None:
+        call.environment = None
+        self.in_flight -= 1
+        function.release()
+
+    def _end_waiting(self, call: Call, version: VersionState) -> None:
+        self._waiting.remove(call, version)
+        self._end(call, version.function)
+        self._scaler.demand_changed(version)
+        self._fleet.forget_unused(version)
+
+    def _fail_running(self, environment: Environment, error: ServiceError) -> None:
+        call = environment.call
+        assert call is not None
+        environment.call = None
+        error.dispatched = True
+        self._end(call, environment.version.function)
+        self.actions.append(Fail(call, error))
+
+    def _charge(self, version: VersionState, error: ServiceError) -> None:
+        """A start failed: somebody must bear it, or a version that cannot start would be started for ever."""
+        if not version.waiting:
+            return
+        call = next(iter(version.waiting))
+        call.failed_starts += 1
+        if call.failed_starts >= self._limits.start_attempts:
+            self._waiting.remove(call, version)
+            self._end(call, version.function)
+            self.actions.append(Fail(call, error))
+
+    def _bind_oldest(self, environment: Environment) -> Call:
+        version = environment.version
+        call = self._waiting.take(version)
+        environment.phase = _BUSY
+        environment.call = call
+        call.environment = environment
+        environment.served += 1
+        if environment.served == 1:
+            self._count_cold_start(version.function)
+        self._scaler.demand_changed(version)
+        return call
+
+    def _serve_or_rest(self, environment: Environment, now: float) -> None:
+        call = self._next_call(environment, now)
+        if call is not None:
+            self.actions.append(Bind(call, environment))
+
+    def _finished_with_others_waiting(self, environment: Environment, now: float) -> Call | None:
+        if not environment.node.draining and self._scaler.make_way(environment, now):
+            self._share_room(environment.version)
+            return None
+        return self._next_call(environment, now)
+
+    def _next_call(self, environment: Environment, now: float) -> Call | None:
+        """Bind an environment that serves nothing to the next call of its version; or stop it, or let it be idle."""
+        version, node = environment.version, environment.node
+        reason = "shutdown" if node.draining else ""
+        if not reason and version.waiting:
+            return self._bind_oldest(environment)
+        reason = reason or version.retired or ("evicted" if node.missing() else "")
+        if reason:
+            self._scaler.stop(environment, reason)
+            self._share_room(version)
+            return None
+        self._fleet.set_idle(environment, now)
+        if self._scaler.line:
+            self._scaler.room_changed()
+        return None
+
+    def _share_room(self, version: VersionState) -> None:
+        """An environment of a version has left or is leaving: first those in line have their turn, then its own calls."""
+        if self._scaler.line:
+            self._scaler.room_changed()
+        self._scaler.demand_changed(version)
+
+    def _retire(self, version: VersionState, reason: str, error: ServiceError | None) -> None:
+        version.retired = reason
+        while error is not None and version.waiting:
+            call = self._waiting.take(version)
+            self._end(call, version.function)
+            self.actions.append(Fail(call, error))
+        self._scaler.demand_changed(version)
+        for environment in list(version.idle):
+            self._scaler.stop(environment, reason)
+        self._fleet.forget_unused(version)
+
+    def _empty(self, node: NodeState) -> None:
+        """A node drains: its idle environments stop, and what was planned on it is planned elsewhere."""
+        planned = list(node.planned)
+        for environment in planned:
+            self._fleet.remove(environment)
+        for environment in list(node.environments.values()):
+            if environment.phase is _IDLE:
+                self._scaler.stop(environment, "shutdown")
+        for environment in planned:
+            self._scaler.demand_changed(environment.version)

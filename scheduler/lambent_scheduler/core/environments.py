@@ -1,0 +1,73 @@
+"""Execution environments as the scheduler sees them."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lambent_scheduler.core.call import Call
+    from lambent_scheduler.core.nodes import NodeState
+    from lambent_scheduler.core.version import VersionSpec
+    from lambent_scheduler.core.version_state import VersionState
+
+
+class Phase(Enum):
+    """Where an environment is in its life, in this order; IDLE and BUSY alternate."""
+
+    PLANNED = "planned"
+    """Its memory is promised, and it is ordered when others have gone from the node."""
+    STARTING = "starting"
+    IDLE = "idle"
+    BUSY = "busy"
+    STOPPING = "stopping"
+
+
+class Environment:
+    """One execution environment. Changed by the dispatcher alone.
+
+    Attributes:
+        environment_id: UUID version 4.
+        spec: The version that it serves.
+        node_id: Where it lives.
+        phase: See Phase. STOPPING from the order to the node's word that it is gone.
+        ready_at: When it could serve for the first time.
+        last_used: When its last call ended, or it became ready.
+        served: Calls bound to it so far, the present one included: 1 means that this one is a cold start.
+        call: The call it serves; None when it serves none, or one of a scheduler that is gone.
+        version: Its siblings. Set when the dispatcher takes the environment, as is `node`.
+    """
+
+    __slots__ = (
+        "call",
+        "environment_id",
+        "last_used",
+        "node",
+        "node_id",
+        "phase",
+        "ready_at",
+        "served",
+        "spec",
+        "version",
+    )
+
+    version: VersionState
+    node: NodeState
+
+    def __init__(self, environment_id: str, spec: VersionSpec, node_id: str) -> None:
+        self.environment_id = environment_id
+        self.spec = spec
+        self.node_id = node_id
+        self.phase = Phase.STARTING
+        self.ready_at = 0.0
+        self.last_used = 0.0
+        self.served = 0
+        self.call: Call | None = None
+
+    def __repr__(self) -> str:
+        return f"Environment({self.environment_id!r}, {self.spec.function_name!r}, {self.phase.name})"
+
+
+def idle_since(environment: Environment) -> float | None:
+    """Give the time since when an environment is idle; None when it is not."""
+    return environment.last_used if environment.phase is Phase.IDLE else None

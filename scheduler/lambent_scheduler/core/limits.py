@@ -1,0 +1,45 @@
+"""The bounds that the dispatcher keeps, each with the reason for its default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of one scheduler. Times in seconds of the caller's clock.
+
+    Attributes:
+        account_concurrency: Invocations of one account that run or wait at once. AWS Lambda quotas: 1,000.
+        keep_alive_s: An environment that served nothing for so long is stopped. AWS keeps 5 to 15 minutes.
+        max_queue_wait_s: Longest wait for an environment. Past it the caller does better to go elsewhere.
+        waiting_calls_per_function: One function's backlog; no more than an account may have in flight anyway.
+        waiting_calls: Backlog of the scheduler: ten accounts at their limit.
+        waiting_bytes_per_function: Payloads kept for one function: ten of the largest (6 MiB).
+        waiting_bytes: Payloads kept in all, so that a backlog cannot cost more memory than a small machine has.
+        cpu_overcommit: Share of CPU that environments may hold, as a multiple of the node's cores. An idle environment
+            holds its share and uses none, and CPU, unlike memory, is divided when it is short. Machines have 2 to 8 GiB
+            a core where AWS counts 1,769 MB, and most environments are idle: 16 makes memory the usual bound.
+        disk_overcommit: The same for `/tmp`, of which most functions use nothing.
+        refusal_backoff_s: How long a node that refused or failed a version is left alone by that version. Its status
+            arrives within a second, and then the table knows what the node knows.
+        start_attempts: Starts that may fail before a waiting call fails with them. More than one, since one node may
+            be sick; few, since a broken package fails everywhere.
+        fair_wait_s: A function that has waited so long for memory takes it from busy ones; also the shortest time that
+            an environment serves before it is taken. A hundred cold starts of 10 ms: what is lost to turns stays 1 %.
+    """
+
+    account_concurrency: int = 1000
+    keep_alive_s: float = 600.0
+    max_queue_wait_s: float = 10.0
+    waiting_calls_per_function: int = 1000
+    waiting_calls: int = 10_000
+    waiting_bytes_per_function: int = 64 * _MIB
+    waiting_bytes: int = 256 * _MIB
+    cpu_overcommit: float = 16.0
+    disk_overcommit: float = 10.0
+    refusal_backoff_s: float = 1.0
+    start_attempts: int = 3
+    fair_wait_s: float = 1.0

@@ -1,0 +1,363 @@
+"""Which node gets a new execution environment.
+
+Filter, sample, rank: the node table keeps, for every shape of request in use, an index of the nodes by what they can
+still take. Two feasible nodes are drawn at random, and two more of those that already have the code, and the best of
+them is taken (power of two choices). Neither a placement nor a refusal looks at all nodes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from lambent_scheduler.core.headroom import Pool, Shape
+from lambent_scheduler.core.nodes import NodeState, Resources
+from lambent_scheduler.core.version import cpu_millis
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping
+
+    from lambent_scheduler.core.version import VersionSpec
+
+# Two choices bring nearly all of what looking at every node would (Mitzenmacher, 2001); a third adds little.
+_SAMPLE = 2
+# Shapes are few: runtimes times sizes of /tmp in use. Past this the oldest index is dropped, and built again when
+# asked for.
+_POOLS = 64
+_MASK_64 = (1 << 64) - 1
+
+
+class PlacementRequest(NamedTuple):
+    """What a new environment needs.
+
+    Attributes:
+        shape: Runtime, disk and labels.
+        memory_mib: Memory; the CPU share follows from it.
+        code_sha256: Nodes that have this package are preferred.
+        excluded: Node ids that are not to be chosen.
+    """
+
+    shape: Shape
+    memory_mib: int
+    code_sha256: str
+    excluded: Collection[str] = ()
+
+
+class Placement(NamedTuple):
+    """The node chosen."""
+
+    node_id: str
+    has_code: bool
+
+
+class Unplaceable(NamedTuple):
+    """No node can take it now.
+
+    Attributes:
+        rejections: Number of nodes by reason: `draining`, `runtime`, `labels`, `disk`, `memory`, `cpu`, `excluded`.
+            Each node counts once, but an excluded one may also count for what it lacks.
+        nodes: Nodes in all.
+    """
+
+    rejections: dict[str, int]
+    nodes: int
+
+
+class _Holders:
+    """Slots that have a package, with a random pick in constant time."""
+
+    __slots__ = ("_position", "slots")
+
+    def __init__(self) -> None:
+        self.slots: list[int] = []
+        self._position: dict[int, int] = {}
+
+    def add(self, slot: int) -> None:
+        if slot not in self._position:
+            self._position[slot] = len(self.slots)
+            self.slots.append(slot)
+
+    def remove(self, slot: int) -> None:
+        position = self._position.pop(slot)
+        last = self.slots.pop()
+        if last != slot:
+            self.slots[position] = last
+            self._position[last] = position
+
+
+class NodeTable:
+    """All nodes, indexed by what they can still take. One writer."""
+
+    def __init__(self, cpu_overcommit: float = 1.0, disk_overcommit: float = 1.0) -> None:
+        self._cpu_overcommit = cpu_overcommit
+        self._disk_overcommit = disk_overcommit
+        self._by_id: dict[str, NodeState] = {}
+        self._slots: list[NodeState | None] = []
+        self._free_slots: list[int] = []
+        self._pools: dict[Shape, Pool] = {}
+        self._holders: dict[str, _Holders] = {}
+        self._draining = 0
+        self._with_runtime: dict[str, int] = {}
+        self._reclaim_dirty: list[NodeState] = []
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def __iter__(self) -> Iterator[NodeState]:
+        return iter(self._by_id.values())
+
+    def get(self, node_id: str) -> NodeState | None:
+        """Give a node, or None when it is not known."""
+        return self._by_id.get(node_id)
+
+    def node(self, node_id: str) -> NodeState:
+        """Give a node. KeyError when it is not known."""
+        return self._by_id[node_id]
+
+    # Membership: seldom, and may look at every pool.
+
+    def join(
+        self,
+        node_id: str,
+        capacity: Mapping[str, int],
+        labels: Mapping[str, str],
+        runtimes: Collection[str],
+        *,
+        draining: bool = False,
+    ) -> NodeState:
+        """Add a node, or describe a known one anew; what is reserved on it stays."""
+        node = self._by_id.get(node_id)
+        if node is None:
+            slot = self._free_slots.pop() if self._free_slots else len(self._slots)
+            if slot == len(self._slots):
+                self._slots.append(None)
+            node = NodeState(node_id, slot)
+            self._by_id[node_id] = self._slots[slot] = node
+        else:
+            self._count(node, -1)
+        node.describe(capacity, labels, runtimes, self._cpu_overcommit, self._disk_overcommit)
+        node.draining = draining
+        self._count(node, 1)
+        self._update_pools(node)
+        return node
+
+    def leave(self, node_id: str) -> NodeState | None:
+        """Remove a node; give its last state, or None when it is not known."""
+        node = self._by_id.pop(node_id, None)
+        if node is None:
+            return None
+        self._count(node, -1)
+        for pool in list(node.pools):
+            pool.remove_member(node)
+        for code_sha256 in node.packages:
+            self._forget_holder(code_sha256, node.slot)
+        self._slots[node.slot] = None
+        self._free_slots.append(node.slot)
+        return node
+
+    def set_draining(self, node: NodeState, draining: bool) -> None:
+        """Open or close a node to new environments."""
+        self._count(node, -1)
+        node.draining = draining
+        self._count(node, 1)
+        self._update_pools(node)
+
+    def set_foreign(self, node: NodeState, reserved: Mapping[str, int]) -> None:
+        """Take a node's own word on what is reserved: what exceeds our part belongs to other schedulers."""
+        ours = node.reserved
+        node.foreign = Resources(
+            max(0, reserved.get("memory_mib", 0) - ours.memory_mib),
+            max(0, reserved.get("cpu_millis", 0) - ours.cpu_millis),
+            max(0, reserved.get("disk_mib", 0) - ours.disk_mib),
+        )
+        self._changed(node)
+
+    def _count(self, node: NodeState, sign: int) -> None:
+        if node.draining:
+            self._draining += sign
+            return
+        for runtime in node.runtimes:
+            count = self._with_runtime.get(runtime, 0) + sign
+            if count:
+                self._with_runtime[runtime] = count
+            else:
+                del self._with_runtime[runtime]
+
+    def _update_pools(self, node: NodeState) -> None:
+        for pool in self._pools.values():
+            pool.update_member(node)
+
+    def _forget_holder(self, code_sha256: str, slot: int) -> None:
+        holders = self._holders[code_sha256]
+        holders.remove(slot)
+        if not holders.slots:
+            del self._holders[code_sha256]
+
+    # Reservations: at every start and end of an environment.
+
+    def reserve(self, node: NodeState, spec: VersionSpec) -> None:
+        """Reserve what one environment takes."""
+        node.reserved.add(spec)
+        self._changed(node)
+
+    def release(self, node: NodeState, spec: VersionSpec) -> None:
+        """Give back what one environment took."""
+        node.reserved.subtract(spec)
+        self._changed(node)
+
+    def remember_package(self, node: NodeState, code_sha256: str) -> None:
+        """Note that a node has, or is about to have, a code package."""
+        if code_sha256 in node.packages:
+            return
+        self._holders.setdefault(code_sha256, _Holders()).add(node.slot)
+        forgotten = node.remember_package(code_sha256)
+        if forgotten is not None:
+            self._forget_holder(forgotten, node.slot)
+
+    def reclaim_changed(self, node: NodeState) -> None:
+        """Note that `node.idle` or `node.stopping` changed."""
+        if not node.reclaim_dirty:
+            node.reclaim_dirty = True
+            self._reclaim_dirty.append(node)
+
+    def _changed(self, node: NodeState) -> None:
+        slot = node.slot
+        for pool in node.pools:
+            pool.dirty.add(slot)
+        if not node.reclaim_dirty:
+            node.reclaim_dirty = True
+            self._reclaim_dirty.append(node)
+
+    # Questions.
+
+    def pool(self, shape: Shape) -> Pool:
+        """Give the index for a shape, with every change sorted in."""
+        pool = self._pools.get(shape)
+        if pool is None:
+            pool = self._add_pool(shape)
+        if pool.dirty:
+            pool.refresh()
+        return pool
+
+    def _add_pool(self, shape: Shape) -> Pool:
+        if len(self._pools) >= _POOLS:
+            oldest = self._pools.pop(next(iter(self._pools)))
+            for node in oldest.members.values():
+                node.pools.remove(oldest)
+        pool = self._pools[shape] = Pool(shape)
+        for node in self._by_id.values():
+            pool.update_member(node)
+        return pool
+
+    def sample_feasible(self, request: PlacementRequest, seed: int) -> list[NodeState]:
+        """Draw up to two nodes that can take the request, and up to two more that also have its code.
+
+        Empty when no node can.
+        """
+        pool = self.pool(request.shape)
+        memory_mib, by_memory, by_cpu = request.memory_mib, pool.by_memory, pool.by_cpu
+        first = by_memory.below(memory_mib)
+        first_by_cpu = by_cpu.below(memory_mib)
+        in_memory = len(by_memory) - first
+        count = in_memory + len(by_cpu) - first_by_cpu
+        if not count:
+            return []
+        draw = _scatter(seed)
+        candidates = []
+        for position in _positions(count, _SAMPLE, len(request.excluded), draw):
+            if position < in_memory:
+                slot = by_memory.slot_at(first + position)
+            else:
+                slot = by_cpu.slot_at(first_by_cpu + position - in_memory)
+            candidates.append(pool.members[slot])
+        holders = self._holders.get(request.code_sha256)
+        if holders is not None:
+            for position in _positions(len(holders.slots), _SAMPLE, 0, draw >> 7):
+                slot = holders.slots[position]
+                if by_memory.has_room(slot, memory_mib) or by_cpu.has_room(slot, memory_mib):
+                    candidates.append(pool.members[slot])
+        if request.excluded:
+            candidates = [node for node in candidates if node.node_id not in request.excluded]
+        return candidates
+
+    def sample_reclaimable(self, request: PlacementRequest, seed: int) -> list[NodeState]:
+        """Draw up to two nodes that could take the request if they evicted idle environments. Empty when none could."""
+        for node in self._reclaim_dirty:
+            node.reclaim_dirty = False
+            for pool in node.pools:
+                pool.reclaim_dirty.add(node.slot)
+        self._reclaim_dirty.clear()
+        pool = self.pool(request.shape)
+        index = pool.reclaim()
+        first = index.below(request.memory_mib)
+        count = len(index) - first
+        positions = _positions(count, _SAMPLE, len(request.excluded), _scatter(seed))
+        nodes = [pool.members[index.slot_at(first + position)] for position in positions]
+        return [node for node in nodes if node.node_id not in request.excluded]
+
+    def rejections(self, request: PlacementRequest) -> Unplaceable:
+        """Count the nodes by why they cannot take the request now; from counters, without looking at nodes."""
+        pool = self.pool(request.shape)
+        open_nodes = len(self._by_id) - self._draining
+        with_runtime = self._with_runtime.get(request.shape.runtime, 0)
+        reasons = {
+            "draining": self._draining,
+            "runtime": open_nodes - with_runtime,
+            "labels": with_runtime - len(pool.members),
+            "disk": len(pool.members) - len(pool.by_memory) - len(pool.by_cpu),
+            "memory": pool.by_memory.below(request.memory_mib),
+            "cpu": pool.by_cpu.below(request.memory_mib),
+            "excluded": len(request.excluded),
+        }
+        return Unplaceable({reason: count for reason, count in reasons.items() if count}, len(self._by_id))
+
+
+def rank(node: NodeState, request: PlacementRequest) -> tuple[bool, bool, bool, float, int]:
+    """Give the place of a feasible node in the order of preference; the smallest is best.
+
+    Nodes whose last start failed come last, or a sick node, being always empty, would take everything. Nodes with a
+    core to spare come first, and among them those that have the code: fetching it is the dearest part of a start. Where
+    all cores are spoken for, load counts before code.
+    """
+    load = (node.reserved.cpu_millis + node.foreign.cpu_millis + cpu_millis(request.memory_mib)) / node.cores_millis
+    full = load > 1.0
+    return (node.failures > 0, full, not full and request.code_sha256 not in node.packages, load, node.slot)
+
+
+def place(table: NodeTable, request: PlacementRequest, seed: int) -> Placement | Unplaceable:
+    """Choose the node for a new execution environment.
+
+    Pure: the same table, request and seed give the same answer. Cost does not grow with the number of nodes, beyond the
+    logarithm.
+
+    Args:
+        table: The nodes; not changed.
+        request: What the environment needs.
+        seed: Chooses which feasible nodes are compared.
+
+    Returns:
+        A Placement; or, only when no node can take it, Unplaceable with the number of nodes rejected for each reason.
+    """
+    candidates = table.sample_feasible(request, seed)
+    if not candidates:
+        return table.rejections(request)
+    best = candidates[0] if len(candidates) == 1 else min(candidates, key=lambda node: rank(node, request))
+    return Placement(best.node_id, request.code_sha256 in best.packages)
+
+
+def _scatter(seed: int) -> int:
+    """Turn a seed into 64 bits that look random (the finaliser of SplitMix64, Steele et al., 2014)."""
+    bits = (seed * 0x9E3779B97F4A7C15) & _MASK_64
+    bits = ((bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9) & _MASK_64
+    bits = ((bits ^ (bits >> 27)) * 0x94D049BB133111EB) & _MASK_64
+    return bits ^ (bits >> 31)
+
+
+def _positions(count: int, wanted: int, excluded: int, draw: int) -> Collection[int]:
+    """Draw positions below `count`: enough that `wanted` remain when `excluded` of them are struck out."""
+    if count <= wanted + excluded:
+        return range(count)
+    start = draw % count
+    if excluded:
+        return [(start + step) % count for step in range(wanted + excluded)]
+    other = (draw >> 32) % (count - 1)
+    return (start, other + 1 if other >= start else other)

@@ -1,0 +1,65 @@
+"""The environments of one function version, and the calls that wait for one."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+from lambent_scheduler.core.headroom import Shape
+from lambent_scheduler.core.placement import PlacementRequest
+
+if TYPE_CHECKING:
+    from lambent_scheduler.core.call import Call
+    from lambent_scheduler.core.concurrency import FunctionState
+    from lambent_scheduler.core.environments import Environment
+    from lambent_scheduler.core.version import VersionSpec
+
+
+class VersionState:
+    """The environments and waiting calls of one version.
+
+    Attributes:
+        request: What a new environment needs.
+        idle: Idle environments, the most recently used last.
+        waiting: Calls that wait, first come first served.
+        starting: Environments that are planned or ordered and not ready yet.
+        planned: The planned ones of those, oldest first.
+        environments: Environments in any phase, planned ones included.
+        retired: Why its environments are to stop after their call; empty while they are wanted.
+        refused_until: Nodes that refused it, and until when they are left alone.
+        queued: True while it stands in the line for memory.
+    """
+
+    __slots__ = (
+        "environments",
+        "function",
+        "idle",
+        "planned",
+        "queued",
+        "refused_until",
+        "request",
+        "retired",
+        "spec",
+        "starting",
+        "waiting",
+    )
+
+    def __init__(self, spec: VersionSpec, function: FunctionState) -> None:
+        self.spec = spec
+        self.function = function
+        self.refused_until: dict[str, float] = {}
+        # The request sees the refusals of the moment: it holds the same dictionary.
+        self.request = PlacementRequest(
+            Shape(spec.runtime, spec.ephemeral_storage_mib), spec.memory_mib, spec.code_sha256, self.refused_until
+        )
+        self.idle: dict[Environment, None] = {}
+        self.waiting: OrderedDict[Call, None] = OrderedDict()
+        self.starting = 0
+        self.planned: dict[Environment, None] = {}
+        self.environments = 0
+        self.retired = ""
+        self.queued = False
+
+    def unmet(self) -> int:
+        """Give the number of waiting calls for which no environment is on its way; negative when more are."""
+        return len(self.waiting) - self.starting

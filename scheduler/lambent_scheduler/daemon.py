@@ -1,0 +1,198 @@
+"""Puts the scheduler together and runs it until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+import random
+import signal
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+import structlog
+from google.protobuf.timestamp_pb2 import Timestamp
+from prometheus_client import CollectorRegistry
+
+import lambent
+from lambent.errors import UnavailableError
+from lambent.v1 import (
+    cluster_pb2_grpc,
+    function_pb2_grpc,
+    invocation_pb2_grpc,
+    log_pb2_grpc,
+    record_pb2,
+)
+from lambent_common.etcd import EtcdClient
+from lambent_common.grpc_server import GrpcServer
+from lambent_common.nats import connect_nats
+from lambent_common.packages import PackageStore
+from lambent_common.readiness import announce_ready
+from lambent_scheduler.cluster.service import ClusterServicer
+from lambent_scheduler.concurrency_counts import write_counts
+from lambent_scheduler.core.dispatch import Dispatcher
+from lambent_scheduler.core.limits import Limits
+from lambent_scheduler.functions.activation import Activator
+from lambent_scheduler.functions.names import Naming
+from lambent_scheduler.functions.repository import FunctionRepository
+from lambent_scheduler.functions.service import FunctionServicer
+from lambent_scheduler.functions.table import FunctionTable
+from lambent_scheduler.functions.upload import Uploads
+from lambent_scheduler.http.app import make_app
+from lambent_scheduler.http.metrics import RelayCollector
+from lambent_scheduler.http.server import serve_http
+from lambent_scheduler.invocation.relay import Relay
+from lambent_scheduler.invocation.service import InvocationServicer
+from lambent_scheduler.logs.service import LogServicer
+from lambent_scheduler.nodes.watcher import watch_nodes
+from lambent_scheduler.ownership import Ownership
+
+if TYPE_CHECKING:
+    from lambent_scheduler.config import SchedulerConfig
+
+log = structlog.get_logger()
+
+_SERVICES = (
+    "lambent.v1.InvocationService",
+    "lambent.v1.FunctionService",
+    "lambent.v1.LogService",
+    "lambent.v1.ClusterService",
+)
+
+_ARCHITECTURES = {"x86_64": "x86_64", "aarch64": "arm64"}
+"""The kernel's names of machines, and AWS Lambda's."""
+
+_TABLE_TIMEOUT_S = 30.0
+"""Reading 100,000 functions from etcd takes some seconds."""
+
+
+async def serve(config: SchedulerConfig, ready_fd: int | None) -> None:
+    """Run the scheduler until SIGTERM or SIGINT, or until its lease is lost.
+
+    Raises:
+        UnavailableError: etcd or NATS cannot be reached, an address is taken, or the lease was lost.
+    """
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    async with AsyncExitStack() as stack:
+        scheduler = await _Scheduler.assemble(config, stack)
+        await scheduler.run(stopping, ready_fd)
+
+
+class _Scheduler:
+    """The parts, once they are connected to each other."""
+
+    def __init__(self, config: SchedulerConfig, relay: Relay, ownership: Ownership, server: GrpcServer) -> None:
+        self._config = config
+        self._relay = relay
+        self._ownership = ownership
+        self._server = server
+        self._background: list[asyncio.Task[None]] = []
+
+    @classmethod
+    async def assemble(cls, config: SchedulerConfig, stack: AsyncExitStack) -> _Scheduler:
+        """Connect to etcd and NATS, take ownership, and make the services; `stack` closes what was opened."""
+        etcd = await stack.enter_async_context(await EtcdClient.connect(config.etcd, config.credentials))
+        nats = await connect_nats(config.nats, config.credentials, f"scheduler {config.scheduler_id}")
+        stack.push_async_callback(nats.close)
+        start_time = Timestamp()
+        start_time.GetCurrentTime()
+        record = record_pb2.SchedulerRecord(
+            scheduler_id=config.scheduler_id,
+            grpc_address=config.listen,
+            scheduler_version=lambent.__version__,
+            start_time=start_time,
+        )
+        ownership = await stack.enter_async_context(Ownership(etcd, config.etcd, config.credentials, record))
+        naming = Naming(config.region)
+        functions = FunctionTable(naming)
+        limits = Limits(
+            account_concurrency=config.account_concurrency,
+            keep_alive_s=config.keep_alive_s,
+            max_queue_wait_s=config.max_queue_wait_s,
+        )
+        dispatcher = Dispatcher(limits, seed=random.SystemRandom().getrandbits(32))
+        relay = Relay(
+            dispatcher=dispatcher,
+            functions=functions,
+            epoch=ownership.epoch,
+            scheduler_id=config.scheduler_id,
+            token=config.credentials.token,
+        )
+        server = GrpcServer(token=config.credentials.token, services=_SERVICES)
+        scheduler = cls(config, relay, ownership, server)
+        packages = await PackageStore.open(nats.jetstream())
+        repository = FunctionRepository(etcd)
+        activator = Activator(repository, packages, functions)
+        function_servicer = FunctionServicer(
+            naming=naming,
+            repository=repository,
+            table=functions,
+            packages=packages,
+            uploads=Uploads(packages),
+            activator=activator,
+            architecture=_ARCHITECTURES.get(platform.machine(), platform.machine()),
+            account_concurrency=config.account_concurrency,
+        )
+        cluster = ClusterServicer(
+            relay=relay, functions=functions, etcd=etcd, nats=nats, account_limit=config.account_concurrency
+        )
+        invocation_pb2_grpc.add_InvocationServiceServicer_to_server(InvocationServicer(relay), server.server)
+        function_pb2_grpc.add_FunctionServiceServicer_to_server(function_servicer, server.server)
+        log_pb2_grpc.add_LogServiceServicer_to_server(LogServicer(nats, functions), server.server)
+        cluster_pb2_grpc.add_ClusterServiceServicer_to_server(cluster, server.server)
+        scheduler._background = [
+            asyncio.create_task(work, name=name)
+            for name, work in (
+                ("function-table", functions.follow(etcd)),
+                ("node-watch", watch_nodes(etcd, relay)),
+                ("tick", relay.tick()),
+                ("activation", activator.run()),
+                ("concurrency-counts", write_counts(etcd, dispatcher)),
+            )
+        ]
+        stack.push_async_callback(scheduler._stop_background)
+        async with asyncio.timeout(_TABLE_TIMEOUT_S):
+            await functions.wait_until_ready()
+        return scheduler
+
+    async def run(self, stopping: asyncio.Event, ready_fd: int | None) -> None:
+        """Serve until `stopping` is set."""
+        config = self._config
+        registry = CollectorRegistry()
+        registry.register(RelayCollector(self._relay))
+        host, _, port = config.http_listen.rpartition(":")
+        app = make_app(registry, self._unready_reason, hosts=("localhost", "127.0.0.1", host.strip("[]")))
+        async with serve_http(app, host, int(port)) as http_port:
+            grpc_port = await self._server.start(config.listen)
+            grpc = f"{config.listen.rpartition(':')[0]}:{grpc_port}"
+            announce_ready(ready_fd, grpc=grpc, http=f"http://{host}:{http_port}")
+            log.info("ready", scheduler_id=config.scheduler_id, grpc=grpc, http_port=http_port)
+            await self._wait(stopping)
+            await self._relay.stop(config.drain_s)
+            await self._server.stop(grace_s=0.5)
+        if self._ownership.lost.is_set():
+            raise UnavailableError(f"scheduler {config.scheduler_id} lost its lease in etcd and stopped")
+
+    async def _wait(self, stopping: asyncio.Event) -> None:
+        """Return when told to stop or when the lease is lost; a background task that fails takes the daemon down."""
+        signals = [asyncio.create_task(event.wait()) for event in (stopping, self._ownership.lost)]
+        await asyncio.wait((*signals, *self._background), return_when=asyncio.FIRST_COMPLETED)
+        for signal_task in signals:
+            signal_task.cancel()
+        for task in self._background:
+            if task.done():
+                task.result()
+
+    def _unready_reason(self) -> str | None:
+        if self._ownership.lost.is_set():
+            return "the lease in etcd was lost"
+        if not any(link.attached for link in self._relay.links.values()):
+            return "no node is attached"
+        return None
+
+    async def _stop_background(self) -> None:
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)

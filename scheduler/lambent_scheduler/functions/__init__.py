@@ -1,0 +1,1 @@
+"""Functions: names, rules, records in etcd, the view that invocations resolve against, and the service."""

@@ -1,0 +1,48 @@
+"""Pages of lists: opaque tokens, and how many items a page has."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+
+from lambent.errors import InvalidParameterError
+from lambent_scheduler.functions.violations import Violations
+
+# AWS Lambda: at most 10,000 may be asked for, and a page has 50 whatever is asked for. Ours may have more.
+DEFAULT_PAGE_SIZE = 50
+MOST_PAGE_SIZE = 10_000
+_TOKEN_VERSION = b"1:"
+
+
+def page_size(asked: int) -> int:
+    """Give the number of items of a page.
+
+    Raises:
+        InvalidParameterError: More than 10,000 are asked for.
+    """
+    violations = Violations()
+    violations.range("maxItems", asked, 0, MOST_PAGE_SIZE)
+    violations.raise_any()
+    return asked or DEFAULT_PAGE_SIZE
+
+
+def token_after(last: str) -> str:
+    """Give the token of the page after an item. It stays good when items come and go meanwhile."""
+    return base64.urlsafe_b64encode(_TOKEN_VERSION + last.encode()).decode().rstrip("=")
+
+
+def read_token(token: str) -> str:
+    """Give the item after which a page begins; empty for the first page.
+
+    Raises:
+        InvalidParameterError: The token is none that `token_after` gave.
+    """
+    if not token:
+        return ""
+    try:
+        plain = base64.b64decode(token.encode("ascii") + b"=" * (-len(token) % 4), altchars=b"-_", validate=True)
+        if plain.startswith(_TOKEN_VERSION):
+            return plain[len(_TOKEN_VERSION) :].decode()
+    except (binascii.Error, UnicodeError):
+        pass
+    raise InvalidParameterError("The marker is not one that a list has given. Please begin again without one.")

@@ -1,0 +1,92 @@
+"""Taking in a code package: to a file, checked, then into the store. Nothing of it is held in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from lambent.errors import CodeTooLargeError, DeadlineExceededError, InvalidParameterError, ThrottledError
+from lambent_common import archive
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterable
+
+    from lambent_common.packages import PackageInfo, PackageStore
+
+# Each may take 50 MiB of disk and a core for the check; the machine has other things to do.
+_CONCURRENCY = 8
+# As long as a slow line needs for 50 MB at 1 Mbit/s; a caller who stops sending gives up its place.
+_UPLOAD_TIMEOUT_S = 420.0
+_CHUNK_TIMEOUT_S = 30.0
+# Writes to disk are handed to a thread this much at a time.
+_WRITE_BYTES = 1024 * 1024
+
+
+class Uploads:
+    """Receives packages.
+
+    Args:
+        packages: Where they go.
+        directory: An existing directory for files on their way; None takes the system's own.
+    """
+
+    def __init__(self, packages: PackageStore, directory: Path | None = None) -> None:
+        self._packages = packages
+        self._directory = directory
+        self._running = 0
+
+    async def receive(self, chunks: AsyncIterable[bytes]) -> PackageInfo:
+        """Store what arrives when it is a sound package.
+
+        Raises:
+            InvalidCodeError, InvalidParameterError, CodeTooLargeError: See `archive.check`.
+            DeadlineExceededError: The caller stopped sending.
+            ThrottledError: Eight uploads are under way.
+            UnavailableError: JetStream does not answer.
+        """
+        if self._running >= _CONCURRENCY:
+            raise ThrottledError(
+                f"{_CONCURRENCY} uploads are under way. Please try again later.",
+                details={"Reason": "CallerRateLimitExceeded"},
+            )
+        self._running += 1
+        try:
+            descriptor, name = await asyncio.to_thread(tempfile.mkstemp, prefix="lambent-upload-", dir=self._directory)
+            path = Path(name)
+            try:
+                with os.fdopen(descriptor, "wb") as file:
+                    await _write_all(chunks, file)
+                await asyncio.to_thread(archive.check, path)
+                return await self._packages.put(path)
+            finally:
+                await asyncio.to_thread(path.unlink)
+        finally:
+            self._running -= 1
+
+
+async def _write_all(chunks: AsyncIterable[bytes], file: IO[bytes]) -> None:
+    size_bytes = 0
+    waiting = bytearray()
+    iterator = aiter(chunks)
+    try:
+        async with asyncio.timeout(_UPLOAD_TIMEOUT_S):
+            while True:
+                async with asyncio.timeout(_CHUNK_TIMEOUT_S):
+                    chunk = await anext(iterator, None)
+                if chunk is None:
+                    break
+                size_bytes += len(chunk)
+                if size_bytes > archive.ZIPPED_LIMIT_BYTES:
+                    raise CodeTooLargeError(f"Zipped size must be smaller than {archive.ZIPPED_LIMIT_BYTES} bytes")
+                waiting += chunk
+                if len(waiting) >= _WRITE_BYTES:
+                    block, waiting = waiting, bytearray()
+                    await asyncio.to_thread(file.write, block)
+    except TimeoutError as error:
+        raise DeadlineExceededError("The code package did not arrive in time.") from error
+    if not size_bytes:
+        raise InvalidParameterError("Uploaded file must be a non-empty zip")
+    await asyncio.to_thread(file.write, waiting)

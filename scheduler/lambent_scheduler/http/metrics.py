@@ -1,0 +1,57 @@
+"""Prometheus metrics, read from the dispatcher's own counters when somebody asks: the invocation path pays nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from prometheus_client import Metric
+
+    from lambent_scheduler.invocation.relay import Relay
+
+
+class RelayCollector(Collector):
+    """Shows the counters of the relay and its dispatcher."""
+
+    def __init__(self, relay: Relay) -> None:
+        self._relay = relay
+
+    def collect(self) -> Iterator[Metric]:
+        """Give every metric with its value of this moment."""
+        dispatcher = self._relay.dispatcher
+        yield CounterMetricFamily(
+            "lambent_invocations", "Invocations admitted, throttled ones not counted", value=dispatcher.invocations
+        )
+        yield CounterMetricFamily("lambent_throttles", "Calls refused by a concurrency limit", dispatcher.throttles)
+        yield CounterMetricFamily(
+            "lambent_cold_starts", "Invocations that were the first of their environment", dispatcher.cold_starts
+        )
+        yield GaugeMetricFamily("lambent_concurrent_executions", "Invocations running or waiting", dispatcher.in_flight)
+        yield GaugeMetricFamily("lambent_waiting", "Calls that wait for an environment", dispatcher.waiting_calls)
+        yield GaugeMetricFamily(
+            "lambent_environments", "Execution environments alive, in any phase", dispatcher.environment_count
+        )
+        yield GaugeMetricFamily(
+            "lambent_nodes_attached", "Nodes with a stream", sum(link.attached for link in self._relay.links.values())
+        )
+        functions = CounterMetricFamily(
+            "lambent_function_invocations",
+            "Invocations that have ended, by function",
+            labels=("account", "function_name"),
+        )
+        errors = CounterMetricFamily(
+            "lambent_function_errors", "Invocations whose function failed", labels=("account", "function_name")
+        )
+        duration = CounterMetricFamily(
+            "lambent_function_duration_seconds", "Run time by function, summed", labels=("account", "function_name")
+        )
+        for (account, name), totals in self._relay.totals.items():
+            functions.add_metric((account, name), totals.ended)
+            errors.add_metric((account, name), totals.errors)
+            duration.add_metric((account, name), totals.duration_us / 1e6)
+        yield from (functions, errors, duration)

@@ -1,0 +1,178 @@
+"""One invocation on its way through the scheduler: a caller on one side, a node on the other."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from lambent.errors import InvalidRequestContentError, RequestTooLargeError
+from lambent.framing import INITIAL_CREDIT_BYTES, MAX_PAYLOAD_BYTES, Body
+from lambent.v1 import frame_pb2, node_pb2
+
+if TYPE_CHECKING:
+    from lambent.v1 import invocation_pb2
+    from lambent_scheduler.core.call import Call
+    from lambent_scheduler.invocation.node_link import NodeLink
+
+_GRANT_AT_BYTES = INITIAL_CREDIT_BYTES // 2
+
+
+class Reply(Protocol):
+    """The caller's side of a call: where its answer goes. A caller that is gone drops what it is given."""
+
+    def data(self, call: RelayedCall, payload: bytes) -> None:
+        """Pass on a piece of the answer; `call.answer_sent` is to be told when it has left."""
+
+    def end(self, end: frame_pb2.End) -> None:
+        """Pass on the outcome; nothing follows."""
+
+    def window(self, credit_bytes: int) -> None:
+        """Let the caller send more of the payload."""
+
+
+class RelayedCall:
+    """What the scheduler holds of a call between its opening and its END.
+
+    The payload is held here until an environment is bound, never more than its credit; then it flows to the node.
+    """
+
+    __slots__ = (
+        "_answer_credit",
+        "_body",
+        "_complete",
+        "_payload_credit",
+        "_pieces",
+        "_received_bytes",
+        "call",
+        "link",
+        "node_call_id",
+        "opening",
+        "reply",
+    )
+
+    def __init__(self, opening: invocation_pb2.InvocationOpen, reply: Reply) -> None:
+        self.opening = opening
+        self.reply = reply
+        self.call: Call | None = None
+        self.link: NodeLink | None = None
+        self.node_call_id = 0
+        self._pieces: list[bytes] = []
+        self._received_bytes = len(opening.payload)
+        self._complete = opening.complete
+        self._body: Body[node_pb2.NodeOrder] | None = None
+        self._payload_credit = 0
+        self._answer_credit = 0
+
+    @property
+    def held_bytes(self) -> int:
+        """Payload bytes that this call may hold while it waits."""
+        return self._received_bytes if self._complete else INITIAL_CREDIT_BYTES
+
+    @property
+    def payload_complete(self) -> bool:
+        """True once the caller has sent the whole payload."""
+        return self._complete
+
+    # ---- payload: caller to node
+
+    def payload_piece(self, payload: bytes) -> None:
+        """Take a further piece of the payload.
+
+        Raises:
+            RequestTooLargeError: The payload is over 6 MiB.
+            InvalidRequestContentError: The payload had already ended, or its sender exceeded the credit.
+        """
+        if self._complete:
+            raise InvalidRequestContentError("a frame of payload came after the end of the payload")
+        self._received_bytes += len(payload)
+        if self._received_bytes > MAX_PAYLOAD_BYTES:
+            raise RequestTooLargeError(
+                f"Request must be smaller than {MAX_PAYLOAD_BYTES} bytes for the InvokeFunction operation"
+            )
+        if self._body is not None:
+            self._body.push(payload)
+            held = self._body.buffered_bytes
+        else:
+            self._pieces.append(payload)
+            held = self._received_bytes
+        # A sender that keeps to its credit never has more than this under way.
+        if held > 2 * INITIAL_CREDIT_BYTES:
+            raise InvalidRequestContentError("the payload was sent faster than its credit allows")
+
+    def payload_end(self, payload: bytes) -> None:
+        """Take the end of the payload, with its last piece."""
+        if payload:
+            self.payload_piece(payload)
+        self._complete = True
+        if self._body is not None:
+            self._body.finish(self._order(end=frame_pb2.End()))
+
+    def bind(self, link: NodeLink, node_call_id: int, order: node_pb2.NodeOrder) -> None:
+        """Send the opening to the node that runs the call, and let the payload follow."""
+        self.link = link
+        self.node_call_id = node_call_id
+        link.writer.send(order, len(self.opening.payload))
+        if self.opening.complete:
+            return
+        self._body = Body(link.writer, self._data_order, self._payload_sent)
+        for piece in self._pieces:
+            self._body.push(piece)
+        self._pieces = []
+        if self._complete:
+            self._body.finish(self._order(end=frame_pb2.End()))
+
+    def payload_granted(self, credit_bytes: int) -> None:
+        """The node can take more of the payload."""
+        if self._body is not None:
+            self._body.grant(credit_bytes)
+
+    def close(self) -> None:
+        """The call has ended: send nothing more of the payload."""
+        if self._body is not None:
+            self._body.abandon()
+
+    def cancel(self) -> None:
+        """Tell the node that the caller no longer wants the call."""
+        if self.link is not None:
+            self.close()
+            self.link.writer.send(self._order(cancel=frame_pb2.Cancel()))
+
+    # ---- answer: node to caller
+
+    def answer_sent(self, size: int) -> None:
+        """A piece of the answer has left for the caller: give the node credit for more."""
+        self._answer_credit += size
+        if self._answer_credit >= _GRANT_AT_BYTES and self.link is not None:
+            self.link.writer.send(self._order(window=frame_pb2.Window(credit_bytes=self._answer_credit)))
+            self._answer_credit = 0
+
+    # ---- orders of this call
+
+    def _payload_sent(self, size: int) -> None:
+        self._payload_credit += size
+        if self._payload_credit >= _GRANT_AT_BYTES:
+            self.reply.window(self._payload_credit)
+            self._payload_credit = 0
+
+    def _data_order(self, piece: bytes) -> node_pb2.NodeOrder:
+        return self._order(data=frame_pb2.Data(payload=piece))
+
+    def _order(
+        self,
+        *,
+        data: frame_pb2.Data | None = None,
+        end: frame_pb2.End | None = None,
+        cancel: frame_pb2.Cancel | None = None,
+        window: frame_pb2.Window | None = None,
+    ) -> node_pb2.NodeOrder:
+        assert self.call is not None
+        assert self.link is not None
+        partition = self.call.spec.partition
+        return node_pb2.NodeOrder(
+            call_id=self.node_call_id,
+            partition=partition,
+            owner_epoch=self.link.epoch(partition),
+            data=data,
+            end=end,
+            cancel=cancel,
+            window=window,
+        )

@@ -1,0 +1,194 @@
+"""A scheduler's invocation path over real sockets, with nodes that answer from this process instead of sandboxes.
+
+What is left out is etcd and the agents: the functions are applied to the table directly, and a node is a real
+NodeService server that answers by the name of the function.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc.aio
+from google.protobuf.duration_pb2 import Duration
+from lambent.framing import FrameWriter
+from lambent.session import Session
+from lambent.v1 import (
+    frame_pb2,
+    function_pb2,
+    invocation_pb2,
+    invocation_pb2_grpc,
+    node_pb2,
+    node_pb2_grpc,
+    record_pb2,
+)
+from lambent_common import keys
+from lambent_common.etcd import KeyValue, Snapshot
+from lambent_common.grpc_server import CHANNEL_OPTIONS, GrpcServer
+from lambent_common.records import encode
+from lambent_scheduler.core.dispatch import Dispatcher
+from lambent_scheduler.core.limits import Limits
+from lambent_scheduler.functions.names import Naming
+from lambent_scheduler.functions.table import FunctionTable
+from lambent_scheduler.invocation.relay import Relay
+from lambent_scheduler.invocation.service import InvocationServicer
+
+TOKEN = "secret"  # noqa: S105 - of these tests
+METADATA = (("authorization", f"Bearer {TOKEN}"),)
+
+Answer = Callable[["Node", FrameWriter[node_pb2.NodeEvent], int, node_pb2.InvokeOpen], None]
+
+
+@dataclass
+class Node(node_pb2_grpc.NodeServiceServicer):
+    """Serves NodeService: environments are ready at once, calls are answered by `answer`."""
+
+    answer: Answer
+    node_id: str = "n-1"
+    received: dict[int, bytearray] = field(default_factory=dict)
+    openings: list[node_pb2.InvokeOpen] = field(default_factory=list)
+    orders: list[node_pb2.NodeOrder] = field(default_factory=list)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    writer: FrameWriter[node_pb2.NodeEvent] | None = None
+
+    async def Attach(  # type: ignore[override]  # noqa: N802 - gRPC's name; reads and writes the context itself
+        self, request_iterator: object, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> None:
+        """Serve one scheduler."""
+
+        async def write(events: list[node_pb2.NodeEvent]) -> None:
+            await context.write(node_pb2.AttachResponse(events=events))
+
+        writer: FrameWriter[node_pb2.NodeEvent] = FrameWriter(write)
+        self.writer = writer
+        writer.send(node_pb2.NodeEvent(welcome=node_pb2.Welcome(node_id=self.node_id)))
+        writing = asyncio.create_task(writer.run())
+        try:
+            while isinstance(request := await context.read(), node_pb2.AttachRequest):
+                for order in request.orders:
+                    self._receive(writer, order)
+                self.changed.set()
+        finally:
+            writing.cancel()
+
+    def _receive(self, writer: FrameWriter[node_pb2.NodeEvent], order: node_pb2.NodeOrder) -> None:
+        kind = order.WhichOneof("order")
+        if kind == "start_environment":
+            ready = node_pb2.EnvironmentReady(environment_id=order.start_environment.environment_id)
+            writer.send(node_pb2.NodeEvent(environment_ready=ready))
+        elif kind == "stop_environment":
+            self.orders.append(order)
+            stopped = node_pb2.EnvironmentStopped(environment_id=order.stop_environment.environment_id)
+            writer.send(node_pb2.NodeEvent(environment_stopped=stopped))
+        elif kind == "open":
+            self.received[order.call_id] = bytearray(order.open.payload)
+            self.openings.append(order.open)
+            if order.open.complete:
+                self.answer(self, writer, order.call_id, order.open)
+        elif kind == "data":
+            self.received[order.call_id] += order.data.payload
+            window = frame_pb2.Window(credit_bytes=len(order.data.payload))
+            writer.send(node_pb2.NodeEvent(call_id=order.call_id, window=window))
+        elif kind == "end":
+            self.answer(self, writer, order.call_id, self.openings[-1])
+        else:
+            self.orders.append(order)
+
+
+def echo(node: Node, writer: FrameWriter[node_pb2.NodeEvent], call_id: int, opening: node_pb2.InvokeOpen) -> None:
+    """Answer with the payload."""
+    payload = bytes(node.received.pop(call_id))
+    report = frame_pb2.InvocationReport(request_id=opening.request_id, queue_us=opening.queue_us)
+    pieces = [payload[start : start + 65536] for start in range(0, len(payload), 65536)] or [b""]
+    for piece in pieces[:-1]:
+        writer.send(node_pb2.NodeEvent(call_id=call_id, data=frame_pb2.Data(payload=piece)))
+    writer.send(node_pb2.NodeEvent(call_id=call_id, end=frame_pb2.End(payload=pieces[-1], report=report)))
+
+
+def silent(node: Node, writer: FrameWriter[node_pb2.NodeEvent], call_id: int, opening: node_pb2.InvokeOpen) -> None:
+    """Never answer."""
+
+
+def table(*names: str) -> FunctionTable:
+    """Give a table with ACTIVE functions of 128 MiB."""
+    functions = FunctionTable(Naming("us-east-1"))
+    items = []
+    for revision, name in enumerate(names, start=1):
+        function = function_pb2.Function(
+            function_name=name,
+            version="$LATEST",
+            runtime="python3.11",
+            handler="app.handler",
+            memory_mib=128,
+            ephemeral_storage_mib=512,
+            timeout=Duration(seconds=3),
+            revision_id=f"revision of {name}",
+            state=function_pb2.FUNCTION_STATE_ACTIVE,
+        )
+        value = encode(record_pb2.FunctionRecord(function=function, next_version=1))
+        items.append(KeyValue(keys.function_latest("default", name), value, revision, revision, 0))
+    functions.apply(Snapshot(revision=len(items), items=items))
+    return functions
+
+
+@dataclass
+class Front:
+    """A running front door."""
+
+    relay: Relay
+    channel: grpc.aio.Channel
+    node_server: GrpcServer
+
+    @property
+    def stub(self) -> invocation_pb2_grpc.InvocationServiceStub:
+        """Give a stub of InvocationService."""
+        return invocation_pb2_grpc.InvocationServiceStub(self.channel)
+
+    def session(self) -> Session:
+        """Open a session."""
+        return Session(self.stub, METADATA)
+
+
+@contextlib.asynccontextmanager
+async def front(
+    node: Node, *names: str, limits: Limits | None = None, memory_mib: int = 65_536
+) -> AsyncIterator[Front]:
+    """Run a front door with one node inside the block."""
+    node_server = GrpcServer(token=TOKEN, services=())
+    node_pb2_grpc.add_NodeServiceServicer_to_server(node, node_server.server)
+    node_port = await node_server.start("127.0.0.1:0")
+    relay = Relay(
+        dispatcher=Dispatcher(limits or Limits(), seed=1),
+        functions=table(*names),
+        epoch=lambda partition: 1,
+        scheduler_id="s-1",
+        token=TOKEN,
+    )
+    server = GrpcServer(token=TOKEN, services=())
+    invocation_pb2_grpc.add_InvocationServiceServicer_to_server(InvocationServicer(relay), server.server)
+    port = await server.start("127.0.0.1:0")
+    relay.node_seen(
+        record_pb2.NodeRecord(
+            node_id=node.node_id,
+            address=f"127.0.0.1:{node_port}",
+            capacity={"memory_mib": memory_mib, "cpu_millis": 64_000, "disk_mib": 1_000_000},
+            runtimes=["python3.11"],
+        )
+    )
+    ticking = asyncio.create_task(relay.tick())
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=CHANNEL_OPTIONS) as channel:
+        try:
+            yield Front(relay, channel, node_server)
+        finally:
+            ticking.cancel()
+            await relay.stop(0)
+            await server.stop(0)
+            await node_server.stop(0)
+
+
+def opening(name: str, **fields: Any) -> invocation_pb2.InvocationOpen:
+    """Give the opening of a call."""
+    return invocation_pb2.InvocationOpen(function_name=name, **fields)
