@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zlib
-from typing import NamedTuple, TypeAlias
 
 ROOT = "/lambent/v1/"
 PARTITIONS = 256
@@ -80,63 +79,6 @@ def partition_owner(partition: int) -> str:
 def concurrency(partition: int) -> str:
     """PartitionConcurrencyRecord."""
     return f"{CONCURRENCY}{partition}"
-
-
-class FunctionLatestKey(NamedTuple):
-    """Key of a FunctionRecord."""
-
-    account: str
-    function_name: str
-
-
-class FunctionVersionKey(NamedTuple):
-    """Key of a VersionRecord."""
-
-    account: str
-    function_name: str
-    version: str
-
-
-class FunctionAliasKey(NamedTuple):
-    """Key of an AliasRecord."""
-
-    account: str
-    function_name: str
-    alias: str
-
-
-class FunctionConcurrencyKey(NamedTuple):
-    """Key of a ReservedConcurrencyRecord."""
-
-    account: str
-    function_name: str
-
-
-class AccountReservedKey(NamedTuple):
-    """Key of an AccountReservationRecord."""
-
-    account: str
-
-
-AccountKey: TypeAlias = (
-    FunctionLatestKey | FunctionVersionKey | FunctionAliasKey | FunctionConcurrencyKey | AccountReservedKey
-)
-
-
-def parse(key: str) -> AccountKey | None:
-    """Read a key below `accounts_prefix()`; None for one of a newer release."""
-    match key.removeprefix(ACCOUNTS).split("/"):
-        case [account, "reserved"]:
-            return AccountReservedKey(account)
-        case [account, "functions", name, "latest"]:
-            return FunctionLatestKey(account, name)
-        case [account, "functions", name, "versions", version]:
-            return FunctionVersionKey(account, name, version)
-        case [account, "functions", name, "aliases", alias]:
-            return FunctionAliasKey(account, name, alias)
-        case [account, "functions", name, "concurrency"]:
-            return FunctionConcurrencyKey(account, name)
-    return None
 
 
 def last_part(key: str) -> str:

@@ -13,7 +13,6 @@ import structlog
 from google.protobuf.timestamp_pb2 import Timestamp
 from prometheus_client import CollectorRegistry
 
-import lambent
 from lambent.errors import UnavailableError
 from lambent.v1 import (
     cluster_pb2_grpc,
@@ -24,9 +23,11 @@ from lambent.v1 import (
 )
 from lambent_common.etcd import EtcdClient
 from lambent_common.grpc_server import GrpcServer
+from lambent_common.log_streams import ensure_log_streams
 from lambent_common.nats import connect_nats
 from lambent_common.packages import PackageStore
 from lambent_common.readiness import announce_ready
+from lambent_common.version import VERSION
 from lambent_scheduler.cluster.service import ClusterServicer
 from lambent_scheduler.concurrency_counts import write_counts
 from lambent_scheduler.core.dispatch import Dispatcher
@@ -101,7 +102,7 @@ class _Scheduler:
         record = record_pb2.SchedulerRecord(
             scheduler_id=config.scheduler_id,
             grpc_address=config.listen,
-            scheduler_version=lambent.__version__,
+            scheduler_version=VERSION,
             start_time=start_time,
         )
         ownership = await stack.enter_async_context(Ownership(etcd, config.etcd, config.credentials, record))
@@ -122,7 +123,9 @@ class _Scheduler:
         )
         server = GrpcServer(token=config.credentials.token, services=_SERVICES)
         scheduler = cls(config, relay, ownership, server)
-        packages = await PackageStore.open(nats.jetstream())
+        js = nats.jetstream()
+        await ensure_log_streams(js)
+        packages = await PackageStore.open(js)
         repository = FunctionRepository(etcd)
         activator = Activator(repository, packages, functions)
         function_servicer = FunctionServicer(
@@ -140,7 +143,7 @@ class _Scheduler:
         )
         invocation_pb2_grpc.add_InvocationServiceServicer_to_server(InvocationServicer(relay), server.server)
         function_pb2_grpc.add_FunctionServiceServicer_to_server(function_servicer, server.server)
-        log_pb2_grpc.add_LogServiceServicer_to_server(LogServicer(nats, functions), server.server)
+        log_pb2_grpc.add_LogServiceServicer_to_server(LogServicer(js, naming, functions), server.server)
         cluster_pb2_grpc.add_ClusterServiceServicer_to_server(cluster, server.server)
         scheduler._background = [
             asyncio.create_task(work, name=name)

@@ -124,7 +124,8 @@ class Session:
     async def close(self) -> None:
         """End the stream. Calls in flight fail; the functions finish."""
         self._fail(errors.UnavailableError("the session was closed by its owner", dispatched=True))
-        self._stream.cancel()
+        for task in self._tasks:
+            task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _open(self, call: _Call, opening: invocation_pb2.InvocationOpen, payload: bytes) -> int:
@@ -232,4 +233,5 @@ class Session:
                 call.done.set_exception(failure)
             elif call.pieces is not None:
                 call.pieces.put_nowait(failure)
+        self._writer.close()
         self._stream.cancel()

@@ -1,7 +1,14 @@
 """A thin etcd client on `grpc.aio`: several endpoints, TLS, paged ranges, resuming watches, leases."""
 
 from lambent_common.etcd.client import EtcdClient, EtcdStatus
-from lambent_common.etcd.errors import EtcdUnavailableError
+from lambent_common.etcd.errors import (
+    EtcdCompactedError,
+    EtcdFullError,
+    EtcdRequestError,
+    EtcdUnavailableError,
+    EtcdUnsupportedError,
+    LeaseLostError,
+)
 from lambent_common.etcd.lease import LeaseKeeper
 from lambent_common.etcd.model import Changes, Delete, KeyValue, Put, Snapshot
 from lambent_common.etcd.transaction import (
@@ -17,10 +24,15 @@ __all__ = [
     "Changes",
     "Delete",
     "EtcdClient",
+    "EtcdCompactedError",
+    "EtcdFullError",
+    "EtcdRequestError",
     "EtcdStatus",
     "EtcdUnavailableError",
+    "EtcdUnsupportedError",
     "KeyValue",
     "LeaseKeeper",
+    "LeaseLostError",
     "Put",
     "Snapshot",
     "TxnResult",

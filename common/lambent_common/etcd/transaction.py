@@ -26,10 +26,12 @@ class TxnResult:
     Attributes:
         succeeded: True when every comparison held, and `success` was done.
         revision: Revision of the store after it.
+        resent: True when an earlier sending's answer was lost. A comparison may then have failed by our own success.
     """
 
     succeeded: bool
     revision: int
+    resent: bool = False
 
 
 def mod_revision_is(key: str, revision: int) -> Compare:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-import lambent
 from lambent.errors import InvalidParameterError, ServiceError
 from lambent.v1 import cluster_pb2, cluster_pb2_grpc
+from lambent_common.version import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     import grpc.aio
-    from lambent_common.etcd import EtcdClient
     from nats.aio.client import Client as NatsClient
 
+    from lambent_common.etcd import EtcdClient
     from lambent_scheduler.functions.table import FunctionTable
     from lambent_scheduler.invocation.relay import Relay
 
@@ -76,10 +76,10 @@ class ClusterServicer(cluster_pb2_grpc.ClusterServiceServicer):
         dispatcher = self._relay.dispatcher
         components = await asyncio.gather(_probe("etcd", self._etcd_component), _probe("nats", self._nats_component))
         return cluster_pb2.GetStatusResponse(
-            version=lambent.__version__,
+            version=VERSION,
             components=[
                 *components,
-                cluster_pb2.Component(name="scheduler", healthy=True, version=lambent.__version__),
+                cluster_pb2.Component(name="scheduler", healthy=True, version=VERSION),
             ],
             nodes=len(self._relay.links),
             functions=self._functions.count(),
@@ -101,7 +101,7 @@ class ClusterServicer(cluster_pb2_grpc.ClusterServiceServicer):
 
     async def _nats_component(self) -> cluster_pb2.Component:
         await self._nats.flush()
-        version = str(self._nats.connected_server_version)
+        version = self._nats.connected_server_version
         return cluster_pb2.Component(name="nats", healthy=self._nats.is_connected, version=version)
 
 

@@ -77,7 +77,13 @@ class Dispatcher:
 
     # Calls.
 
-    def admit(self, call: Call, reserved: int | None, account_reserved: int, now: float) -> Environment | None:
+    def admit(
+        self,
+        call: Call,
+        reserved: int | None,
+        account_reserved: int,
+        now: float,  # noqa: ARG002 - every event has its time, used or not
+    ) -> Environment | None:
         """Admit a call.
 
         Args:
@@ -526,7 +532,7 @@ class Dispatcher:
         return self._next_call(environment, now)
 
     def _next_call(self, environment: Environment, now: float) -> Call | None:
-        """Bind an environment that serves nothing to the next call of its version; or stop it, or let it be idle."""
+        """Bind an environment that serves nothing to the next call of its version; or stop it, or let it idle."""
         version, node = environment.version, environment.node
         reason = "shutdown" if node.draining else ""
         if not reason and version.waiting:
@@ -542,7 +548,7 @@ class Dispatcher:
         return None
 
     def _share_room(self, version: VersionState) -> None:
-        """An environment of a version has left or is leaving: first those in line have their turn, then its own calls."""
+        """An environment of a version is leaving: first those in line have their turn, then its own calls."""
         if self._scaler.line:
             self._scaler.room_changed()
         self._scaler.demand_changed(version)

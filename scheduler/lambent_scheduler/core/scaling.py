@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from lambent_scheduler.core.version_state import VersionState
 
 
+# How many versions of a class are asked whether they may take a busy environment's place, each time one comes free:
+# with a few at a time everyone in line is asked soon, and the cost does not grow with the line.
+_HEIRS_LOOKED_AT = 4
+
+
 class Scaler:
     """Starts environments for calls that wait, never more than calls, each with its memory reserved first.
 
@@ -100,9 +105,9 @@ class Scaler:
         if now - environment.ready_at < self._limits.fair_wait_s:
             return False
         if node.missing():
-            # The heir's planned environment counts among its holdings already.
             heir = node.planned[0].version if node.planned else None
-            if heir is None or not _has_better_right(heir, environment, heir.spec.memory_mib):
+            # The planned environment counts among its function's holdings, and is no reason against itself.
+            if heir is None or not self._has_better_right(heir, environment, now, heir.spec.memory_mib):
                 return False
             self.stop(environment, "evicted")
             return True
@@ -118,19 +123,39 @@ class Scaler:
         return True
 
     def _heir(self, environment: Environment, now: float) -> VersionState | None:
-        """Give the version that may take the place of an environment. Those first in line without the right pass."""
-        wait = self._limits.fair_wait_s
-        due = [version for version in self.line.heads() if next(iter(version.waiting)).arrived + wait <= now]
-        for version in due:
-            if not self._takes_place_on(version, environment.node):
-                continue
-            if _has_better_right(version, environment, 0):
-                return version
-            # It keeps what it has; or else it would hide those behind it who have less.
-            self.line.served(version.function)
-        if not due:
-            self._set_look_at()
+        """Give the version that may take the place of an environment, of the first few in line.
+
+        Those first in line without the right pass, and keep what they have; or they would hide those behind them who
+        have less.
+        """
+        for _ in range(_HEIRS_LOOKED_AT):
+            for version in self.line.heads():
+                if not self._takes_place_on(version, environment.node):
+                    continue
+                if self._has_better_right(version, environment, now, 0):
+                    return version
+                self.line.served(version.function)
+        if not self.line:
+            self.look_at = float("inf")
         return None
+
+    def _has_better_right(self, heir: VersionState, environment: Environment, now: float, planned_mib: int) -> bool:
+        """Tell whether another function has waited too long, and holds nothing or less even after the change.
+
+        Each such change makes the larger holding smaller, so that two functions do not take turns for ever. The last
+        environment of a function goes to one that has nothing, and later, so that those who have more give first; where
+        there is room for one alone, each keeps it for `fair_wait_s`.
+        """
+        loser = environment.version.function
+        if loser is heir.function:
+            return False
+        waited_s = now - next(iter(heir.waiting)).arrived
+        held_mib = heir.function.held_mib - planned_mib
+        if loser.environments == 1:
+            return held_mib == 0 and waited_s >= 2 * self._limits.fair_wait_s
+        if waited_s < self._limits.fair_wait_s:
+            return False
+        return held_mib == 0 or loser.held_mib - environment.spec.memory_mib >= held_mib + heir.spec.memory_mib
 
     def _takes_place_on(self, version: VersionState, node: NodeState) -> bool:
         pool = self._fleet.nodes.pool(version.request.shape)
@@ -159,23 +184,6 @@ class Scaler:
         self.line.add(version)
         oldest = next(iter(version.waiting))
         self.look_at = min(self.look_at, oldest.arrived + self._limits.fair_wait_s)
-
-    def _set_look_at(self) -> None:
-        arrivals = [next(iter(version.waiting)).arrived for version in self.line.heads()]
-        self.look_at = min(arrivals, default=float("inf")) + self._limits.fair_wait_s
-
-
-def _has_better_right(heir: VersionState, environment: Environment, already_held_mib: int) -> bool:
-    """Tell whether the heir's function holds nothing, or would still hold no more than the other after the change.
-
-    Each such change makes the larger holding smaller, so that two functions do not take turns for ever; where there is
-    room for one alone, each keeps it for `fair_wait_s`.
-    """
-    loser = environment.version.function
-    if loser is heir.function:
-        return False
-    held_mib = heir.function.held_mib - already_held_mib
-    return held_mib == 0 or loser.held_mib - environment.spec.memory_mib >= held_mib + heir.spec.memory_mib
 
 
 def _oldest_use(node: NodeState) -> tuple[float, int]:

@@ -106,7 +106,7 @@ class FunctionRepository:
         pending: _Attempt[_Result] | None = None
         for _ in range(_ATTEMPTS):
             found = await self._load(function, whole=whole, with_account=with_account)
-            if pending is not None and pending.is_done(found):
+            if pending is not None and pending.is_done(found, function, whole=whole):
                 return pending.result, found.newest_revision()
             write, result = decide(found.loaded)
             if not write:
@@ -170,12 +170,14 @@ class _Attempt(Generic[_Result]):
     values: Mapping[str, bytes]
     result: _Result
 
-    def is_done(self, found: _Found) -> bool:
+    def is_done(self, found: _Found, function: FunctionId, *, whole: bool) -> bool:
         """Tell whether etcd holds what was to be written. Revision ids make a new value unlike any other."""
         if self.write.delete_function:
             return found.loaded.records is None
-        shown = [key for key in self.values if key in found.items]
-        return bool(shown) and all(found.items[key].value == self.values[key] for key in shown)
+        latest = keys.function_latest(function.account, function.name)
+        read = self.values.keys() if whole else self.values.keys() & {latest}
+        written = all(key in found.items and found.items[key].value == self.values[key] for key in read)
+        return bool(read) and written and not self.write.deletes & found.items.keys()
 
 
 def _comparisons(function: FunctionId, found: _Found, write: Write, *, whole: bool) -> list[Compare]:

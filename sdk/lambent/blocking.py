@@ -1,0 +1,306 @@
+"""The blocking client: an AsyncClient on an event loop in a thread of its own, and nothing more."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import threading
+import weakref
+from collections.abc import AsyncIterable, Sized
+from typing import TYPE_CHECKING, Concatenate, Generic, Literal, ParamSpec, Self, TypedDict, TypeVar, Unpack, overload
+
+from lambent.client import AsyncClient
+from lambent.errors import LambentError, UnavailableError
+from lambent.functions import Functions
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+    from pathlib import Path
+    from types import TracebackType
+
+    from lambent.endpoint import Endpoint
+    from lambent.map_run import MapProgress
+    from lambent.results import InvokeResult
+    from lambent.stream import ResponseStream
+
+_CLOSE_TIMEOUT_S = 10.0
+"""Closing only cancels and says goodbye; a loop that takes longer is stuck."""
+
+T = TypeVar("T")
+P = ParamSpec("P")
+InnerT = TypeVar("InnerT")
+
+
+class _Loop:
+    """An event loop in a daemon thread."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="lambent-client", daemon=True)
+        self._thread.start()
+
+    @property
+    def running(self) -> bool:
+        """False once stopped; then nothing can be run."""
+        return self._thread.is_alive()
+
+    def run(self, coroutine: Coroutine[object, object, T], timeout_s: float | None = None) -> T:
+        """Run a coroutine there and wait for it here; an interrupt here cancels it there."""
+        if not self.running or threading.current_thread() is self._thread:
+            coroutine.close()
+            if self.running:
+                raise RuntimeError("the blocking client was called from its own event loop; use AsyncClient there")
+            raise UnavailableError("this client is closed; make a new one")
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            return future.result(timeout_s)
+        except BaseException:
+            future.cancel()
+            raise
+
+    def shut_down(self, client: AsyncClient) -> None:
+        """Close the client and end the thread. From any thread, any number of times, and at the interpreter's exit."""
+        if not self.running:
+            return
+        if threading.current_thread() is self._thread:  # The garbage collector may run anywhere.
+            closing = self._loop.create_task(client.close())
+            closing.add_done_callback(lambda _: self._loop.stop())
+            return
+        try:
+            self.run(self._close(client), _CLOSE_TIMEOUT_S)
+        except TimeoutError:
+            pass  # The thread is a daemon: it does not keep the process.
+        else:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(_CLOSE_TIMEOUT_S)
+            self._loop.close()
+
+    async def _close(self, client: AsyncClient) -> None:
+        await client.close()
+        await self._loop.shutdown_asyncgens()
+        await self._loop.shutdown_default_executor()
+
+
+class _Wrapper(Generic[InnerT]):
+    """Something asynchronous and the loop it lives on."""
+
+    def __init__(self, inner: InnerT, loop: _Loop) -> None:
+        self._inner = inner
+        self._loop = loop
+
+
+def _waiting(
+    method: Callable[Concatenate[InnerT, P], Coroutine[object, object, T]],
+) -> Callable[Concatenate[_Wrapper[InnerT], P], T]:
+    """Make the blocking form of an asynchronous method: the same arguments, result, errors and documentation."""
+
+    @functools.wraps(method)
+    def call(self: _Wrapper[InnerT], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self._loop.run(method(self._inner, *args, **kwargs))
+
+    return call
+
+
+def _iterating(
+    method: Callable[Concatenate[InnerT, P], AsyncIterator[T]],
+) -> Callable[Concatenate[_Wrapper[InnerT], P], Iterator[T]]:
+    """Make the blocking form of an asynchronous generator method."""
+
+    @functools.wraps(method)
+    def call(self: _Wrapper[InnerT], /, *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
+        return _iterate(method(self._inner, *args, **kwargs), self._loop)
+
+    return call
+
+
+def _iterate(items: AsyncIterator[T], loop: _Loop) -> Iterator[T]:
+    try:
+        while True:
+            item = loop.run(_next(items))
+            if isinstance(item, _End):
+                return
+            yield item
+    finally:
+        close = getattr(items, "aclose", None)
+        if close is not None and loop.running:
+            loop.run(close())
+
+
+class _End:
+    """Stands for the end of an iteration, which cannot cross a future as StopAsyncIteration."""
+
+
+_END = _End()
+
+
+async def _next(items: AsyncIterator[T]) -> T | _End:
+    return await anext(items, _END)
+
+
+class BlockingFunctions(_Wrapper[Functions]):
+    """The blocking form of `Functions`, method by method."""
+
+    create = _waiting(Functions.create)
+    get = _waiting(Functions.get)
+    list = _iterating(Functions.list)
+    update_code = _waiting(Functions.update_code)
+    update_configuration = _waiting(Functions.update_configuration)
+    delete = _waiting(Functions.delete)
+    publish_version = _waiting(Functions.publish_version)
+    list_versions = _iterating(Functions.list_versions)
+    create_alias = _waiting(Functions.create_alias)
+    get_alias = _waiting(Functions.get_alias)
+    list_aliases = _iterating(Functions.list_aliases)
+    update_alias = _waiting(Functions.update_alias)
+    delete_alias = _waiting(Functions.delete_alias)
+    rollback = _waiting(Functions.rollback)
+    put_concurrency = _waiting(Functions.put_concurrency)
+    get_concurrency = _waiting(Functions.get_concurrency)
+    delete_concurrency = _waiting(Functions.delete_concurrency)
+    wait_until_settled = _waiting(Functions.wait_until_settled)
+    upload_code = _waiting(Functions.upload_code)
+
+
+class BlockingStream:
+    """The blocking form of `ResponseStream`: iterate it to the end, or close it to cancel the invocation."""
+
+    def __init__(self, stream: ResponseStream, loop: _Loop) -> None:
+        self._stream = stream
+        self._loop = loop
+
+    @property
+    def result(self) -> InvokeResult | None:
+        """The invocation's figures; None before the end."""
+        return self._stream.result
+
+    def __iter__(self) -> BlockingStream:
+        return self
+
+    def __next__(self) -> bytes:
+        item = self._loop.run(_next(self._stream))
+        if isinstance(item, _End):
+            raise StopIteration
+        return item
+
+    def close(self) -> None:
+        """Stop reading; an invocation that still runs is cancelled."""
+        self._loop.run(self._stream.aclose())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _streaming(
+    method: Callable[Concatenate[AsyncClient, P], ResponseStream],
+) -> Callable[Concatenate[_Wrapper[AsyncClient], P], BlockingStream]:
+    @functools.wraps(method)
+    def call(self: _Wrapper[AsyncClient], /, *args: P.args, **kwargs: P.kwargs) -> BlockingStream:
+        return BlockingStream(method(self._inner, *args, **kwargs), self._loop)
+
+    return call
+
+
+class MapOptions(TypedDict, total=False):
+    """Options of `map`, as `AsyncClient.map` describes them. `on_progress` is called on the client's thread."""
+
+    concurrency: int
+    ordered: bool
+    on_progress: MapProgress | None
+    qualifier: str
+    timeout_s: float | None
+    idempotent: bool
+
+
+class Client(_Wrapper[AsyncClient]):
+    """Talks to a Lambent cluster and blocks while it does. May be shared by threads.
+
+    Arguments, results and errors are AsyncClient's. Close it, or use it as a context manager.
+    """
+
+    def __init__(
+        self, endpoint: str = "", *, token: str = "", data_dir: Path | str | None = None, account: str = ""
+    ) -> None:
+        inner = AsyncClient(endpoint, token=token, data_dir=data_dir, account=account)
+        super().__init__(inner, _Loop())
+        self.functions = BlockingFunctions(inner.functions, self._loop)
+        self._shut_down = weakref.finalize(self, self._loop.shut_down, inner)
+
+    invoke = _waiting(AsyncClient.invoke)
+    stream = _streaming(AsyncClient.stream)
+    logs = _iterating(AsyncClient.logs)
+    nodes = _iterating(AsyncClient.nodes)
+    status = _waiting(AsyncClient.status)
+    deploy = _waiting(AsyncClient.deploy)
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """The cluster that calls go to."""
+        return self._inner.endpoint
+
+    @overload
+    def map(
+        self,
+        name: str,
+        payloads: Iterable[object],
+        *,
+        return_errors: Literal[False] = False,
+        **options: Unpack[MapOptions],
+    ) -> Iterator[InvokeResult]: ...
+
+    @overload
+    def map(
+        self, name: str, payloads: Iterable[object], *, return_errors: Literal[True], **options: Unpack[MapOptions]
+    ) -> Iterator[InvokeResult | LambentError]: ...
+
+    def map(
+        self, name: str, payloads: Iterable[object], *, return_errors: bool = False, **options: Unpack[MapOptions]
+    ) -> Iterator[InvokeResult | LambentError]:
+        """Run a function once for each payload; see `AsyncClient.map`.
+
+        Payloads without a length, such as a generator's, are taken in a thread of their own, so that they may block.
+        """
+        source = payloads if isinstance(payloads, Sized) else _InThread(payloads)
+        run = self._inner.map_run(name, source, **options)
+        self._loop.run(run.__aenter__())
+        try:
+            while batch := self._loop.run(run.next_batch()):
+                for outcome in batch:
+                    if isinstance(outcome, LambentError) and not return_errors:
+                        raise outcome
+                    yield outcome
+        finally:
+            if self._loop.running:
+                self._loop.run(run.__aexit__(None, None, None))
+
+    def close(self) -> None:
+        """Close the connection and end the thread. Calls in flight fail; their functions finish."""
+        self._shut_down()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _InThread(AsyncIterable[object]):
+    """An iterable whose items are taken in a worker thread, one at a time."""
+
+    def __init__(self, items: Iterable[object]) -> None:
+        self._items = iter(items)
+
+    def __aiter__(self) -> _InThread:
+        return self
+
+    async def __anext__(self) -> object:
+        item = await asyncio.to_thread(next, self._items, _END)
+        if item is _END:
+            raise StopAsyncIteration
+        return item

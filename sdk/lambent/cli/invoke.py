@@ -1,0 +1,128 @@
+"""`lambent invoke`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from lambent.cli.options import FunctionName, cluster_command
+from lambent.cli.output import Output, parsed, plain
+
+if TYPE_CHECKING:
+    from lambent.blocking import Client
+    from lambent.results import InvokeResult
+
+
+@click.command()
+@click.argument("name", type=FunctionName())
+@click.option(
+    "--payload", default="", metavar="JSON|@FILE|-", help="The event: JSON text, @ and a file, or - for stdin."
+)
+@click.option("--qualifier", default="", help="Version number, alias or $LATEST.")
+@click.option("--stream", is_flag=True, help="Print the answer as the function yields it.")
+@click.option("--log", is_flag=True, help="Print the end of the invocation's log to stderr.")
+@click.option("--timeout-s", type=click.FloatRange(min=0, min_open=True), help="How long to wait, queueing included.")
+@click.option("--idempotent", is_flag=True, help="Running twice does no harm: try again if the answer was lost.")
+@cluster_command
+def invoke(
+    client: Client,
+    out: Output,
+    *,
+    name: str,
+    payload: str,
+    qualifier: str,
+    stream: bool,
+    log: bool,
+    timeout_s: float | None,
+    idempotent: bool,
+) -> None:
+    """Run the function NAME and print its answer.
+
+    \b
+    Examples:
+      lambent invoke hello --payload '{"name": "you"}'
+      lambent invoke hello --payload @event.json --log
+      cat event.json | lambent invoke hello --payload - --output json
+      lambent invoke story --stream
+
+    Exits with 3 when the function failed.
+    """  # noqa: D301 - \b is click's mark for a paragraph that keeps its lines
+    event = read_payload(payload)
+    if stream:
+        result = _stream(client, out, name=name, event=event, qualifier=qualifier, log=log, timeout_s=timeout_s)
+    else:
+        result = client.invoke(
+            name, event, qualifier=qualifier, timeout_s=timeout_s, log_tail=log, idempotent=idempotent
+        )
+        if not out.as_json:
+            out.payload(result.payload)
+    if out.as_json:
+        described = plain(result)
+        assert isinstance(described, dict)
+        if stream:
+            del described["payload"]
+            out.json_line({"result": described})
+        else:
+            out.json(described | {"payload": parsed(result.payload)})
+        return
+    if log and result.log_tail:
+        click.echo(result.log_tail.rstrip(b"\n"), err=True)
+    out.remark(_summary(result))
+
+
+def read_payload(argument: str) -> bytes:
+    """Read the event that `--payload` names.
+
+    Raises:
+        click.UsageError: The file cannot be read, or what was given is not JSON.
+    """
+    if argument == "-":
+        content = sys.stdin.buffer.read()
+    elif argument.startswith("@"):
+        try:
+            content = Path(argument[1:]).read_bytes()
+        except OSError as error:
+            raise click.UsageError(f"--payload: {argument[1:]} cannot be read: {error.strerror}") from error
+    else:
+        content = argument.encode(errors="surrogateescape")
+    if content:
+        try:
+            json.loads(content)
+        except ValueError as error:
+            raise click.UsageError(f"--payload is not JSON: {error}") from error
+    return content
+
+
+def _stream(
+    client: Client,
+    out: Output,
+    *,
+    name: str,
+    event: bytes,
+    qualifier: str,
+    log: bool,
+    timeout_s: float | None,
+) -> InvokeResult:
+    with client.stream(name, event, qualifier=qualifier, timeout_s=timeout_s, log_tail=log) as pieces:
+        for piece in pieces:
+            if out.as_json:
+                out.json_line({"chunk": piece})
+            else:
+                sys.stdout.buffer.write(piece)
+            sys.stdout.flush()
+    if out.terminal:
+        click.echo()
+    assert pieces.result is not None
+    return pieces.result
+
+
+def _summary(result: InvokeResult) -> str:
+    start = f"cold start {result.init_duration_ms:.1f} ms" if result.cold_start else "warm"
+    return (
+        f"version {result.executed_version}, {result.duration_ms:.2f} ms ({start}), "
+        f"{result.max_memory_used_mib} of {result.memory_size_mib} MiB, node {result.node_id}, {result.request_id}"
+    )

@@ -1,0 +1,161 @@
+"""From protobuf messages to the SDK's values. Nothing else in the SDK reads a reply's fields."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from google.protobuf.duration_pb2 import Duration
+
+from lambent.results import (
+    Alias,
+    ClusterStatus,
+    Component,
+    Function,
+    FunctionState,
+    InvokeResult,
+    LastUpdateStatus,
+    LogEvent,
+    Node,
+)
+from lambent.v1 import function_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from google.protobuf.timestamp_pb2 import Timestamp
+
+    from lambent.v1 import cluster_pb2, frame_pb2, log_pb2
+
+_STATES = {
+    function_pb2.FUNCTION_STATE_PENDING: FunctionState.PENDING,
+    function_pb2.FUNCTION_STATE_ACTIVE: FunctionState.ACTIVE,
+    function_pb2.FUNCTION_STATE_FAILED: FunctionState.FAILED,
+}
+
+_UPDATE_STATUSES = {
+    function_pb2.LAST_UPDATE_STATUS_SUCCESSFUL: LastUpdateStatus.SUCCESSFUL,
+    function_pb2.LAST_UPDATE_STATUS_FAILED: LastUpdateStatus.FAILED,
+    function_pb2.LAST_UPDATE_STATUS_IN_PROGRESS: LastUpdateStatus.IN_PROGRESS,
+}
+
+
+def invoke_result(payload: bytes, report: frame_pb2.InvocationReport) -> InvokeResult:
+    """Join an answer's body and figures."""
+    return InvokeResult(
+        payload=payload,
+        request_id=report.request_id,
+        executed_version=report.executed_version,
+        duration_ms=report.duration_us / 1000,
+        billed_duration_ms=report.billed_duration_ms,
+        init_duration_ms=report.init_duration_us / 1000,
+        queue_ms=report.queue_us / 1000,
+        memory_size_mib=report.memory_size_mib,
+        max_memory_used_mib=report.max_memory_used_mib,
+        cold_start=report.cold_start,
+        node_id=report.node_id,
+        environment_id=report.environment_id,
+        log_tail=report.log_tail,
+    )
+
+
+def function(message: function_pb2.Function, *, reserved_concurrency: int | None = None) -> Function:
+    """Read one function version."""
+    return Function(
+        function_name=message.function_name,
+        function_arn=message.function_arn,
+        version=message.version,
+        runtime=message.runtime,
+        handler=message.handler,
+        role=message.role,
+        description=message.description,
+        timeout_s=message.timeout.seconds + message.timeout.nanos / 1e9,
+        memory_mib=message.memory_mib,
+        ephemeral_storage_mib=message.ephemeral_storage_mib,
+        environment=MappingProxyType(dict(message.environment_variables)),
+        architectures=tuple(message.architectures),
+        code_size_bytes=message.code_size_bytes,
+        code_sha256=message.code_sha256,
+        revision_id=message.revision_id,
+        last_modified=time(message.last_modified_time),
+        state=_STATES.get(message.state, FunctionState.UNKNOWN),
+        state_reason=message.state_reason,
+        last_update_status=_UPDATE_STATUSES.get(message.last_update_status, LastUpdateStatus.NONE),
+        last_update_status_reason=message.last_update_status_reason,
+        reserved_concurrency=reserved_concurrency,
+    )
+
+
+def alias(message: function_pb2.Alias) -> Alias:
+    """Read one alias."""
+    return Alias(
+        name=message.name,
+        alias_arn=message.alias_arn,
+        function_version=message.function_version,
+        description=message.description,
+        additional_version_weights=MappingProxyType(dict(message.additional_version_weights)),
+        revision_id=message.revision_id,
+        previous_function_version=message.previous_function_version,
+    )
+
+
+def node(message: cluster_pb2.Node) -> Node:
+    """Read one node."""
+    return Node(
+        node_id=message.node_id,
+        address=message.address,
+        capacity=MappingProxyType(dict(message.capacity)),
+        reserved=MappingProxyType(dict(message.reserved)),
+        labels=MappingProxyType(dict(message.labels)),
+        runtimes=tuple(message.runtimes),
+        environments=message.environments,
+        draining=message.draining,
+        attached=message.attached,
+        agent_version=message.agent_version,
+        start_time=time(message.start_time),
+    )
+
+
+def cluster_status(message: cluster_pb2.GetStatusResponse) -> ClusterStatus:
+    """Read the state of the control plane."""
+    return ClusterStatus(
+        version=message.version,
+        components=tuple(
+            Component(part.name, healthy=part.healthy, version=part.version, message=part.message)
+            for part in message.components
+        ),
+        nodes=message.nodes,
+        functions=message.functions,
+        environments=message.environments,
+        concurrent_executions=message.concurrent_executions,
+        account_concurrency_limit=message.account_concurrency_limit,
+        waiting=message.waiting,
+        invocations=message.invocations,
+        throttles=message.throttles,
+        cold_starts=message.cold_starts,
+    )
+
+
+def log_events(batch: log_pb2.LogBatch) -> Iterator[LogEvent]:
+    """Read the lines of one batch; lines that were dropped before them show as a line of their own."""
+    if batch.dropped_events:
+        at = time(batch.events[0].event_time) if batch.events else datetime.now(UTC)
+        message = f"platform.logsDropped {batch.dropped_events} lines, {batch.dropped_bytes} bytes"
+        yield LogEvent(at, message, batch.log_stream, batch.node_id)
+    for event in batch.events:
+        yield LogEvent(time(event.event_time), event.message, batch.log_stream, batch.node_id)
+
+
+def time(stamp: Timestamp) -> datetime:
+    """Read a time, UTC, to the microsecond."""
+    return stamp.ToDatetime(tzinfo=UTC)
+
+
+def duration(seconds: float | None) -> Duration | None:
+    """Write a duration, to the microsecond; None stays unset."""
+    if seconds is None:
+        return None
+    message = Duration()
+    message.FromMicroseconds(round(seconds * 1_000_000))
+    return message
