@@ -39,6 +39,7 @@ _BLOCK_BYTES = 256 * 1024
 # What every Python can read; bzip2 and LZMA may be missing, need much memory, and bomb better.
 _METHODS = frozenset({zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED})
 _FLAG_ENCRYPTED = 0x1
+_SHOWN_CHARACTERS = 128
 _CENTRAL_SIGNATURE = b"PK\x01\x02"
 
 _NOT_A_ZIP = "Could not unzip uploaded file. Please check your file, then try to upload again."
@@ -182,36 +183,41 @@ def _sound_entries(archive: zipfile.ZipFile, zipped_bytes: int) -> list[_Entry]:
 def _sound_entry(info: zipfile.ZipInfo) -> _Entry:
     name = info.orig_filename
     if info.flag_bits & _FLAG_ENCRYPTED:
-        raise InvalidCodeError(f"The zip's entry {name!r} is encrypted; encrypted entries cannot be read.")
+        raise InvalidCodeError(f"The zip's entry {_shown(name)} is encrypted; encrypted entries cannot be read.")
     if info.compress_type not in _METHODS:
-        raise InvalidCodeError(f"The zip's entry {name!r} is compressed by a method other than deflate.")
+        raise InvalidCodeError(f"The zip's entry {_shown(name)} is compressed by a method other than deflate.")
     # The upper half of the attributes is the Unix mode; archivers for other systems leave it 0.
     mode = info.external_attr >> 16
     kind = stat.S_IFMT(mode)
     folder = name.endswith("/")
     if kind not in (0, stat.S_IFDIR if folder else stat.S_IFREG):
         raise InvalidCodeError(
-            f"The zip's entry {name!r} is neither a file nor a folder; links and devices are refused."
+            f"The zip's entry {_shown(name)} is neither a file nor a folder; links and devices are refused."
         )
     parts = _sound_parts(name)
     if not parts and not folder:
-        raise InvalidCodeError(f"The zip's entry {name!r} has no name.")
+        raise InvalidCodeError(f"The zip's entry {_shown(name)} has no name.")
     return _Entry(info, parts, folder, executable=bool(mode & 0o111) and kind == stat.S_IFREG)
+
+
+def _shown(name: str) -> str:
+    """Quote a name for a message, which must fit the 8 KiB of a gRPC status."""
+    return repr(name if len(name) <= _SHOWN_CHARACTERS else f"{name[:_SHOWN_CHARACTERS]}...")
 
 
 def _sound_parts(name: str) -> tuple[str, ...]:
     """Split a name at its slashes, leaving out what stands for the same folder."""
     if "\0" in name or "\\" in name:
         raise InvalidCodeError(
-            f"The zip's entry {name!r} has a backslash or a zero byte in its name; use forward slashes."
+            f"The zip's entry {_shown(name)} has a backslash or a zero byte in its name; use forward slashes."
         )
     if name.startswith("/"):
-        raise InvalidCodeError(f"The zip's entry {name!r} has an absolute path.")
+        raise InvalidCodeError(f"The zip's entry {_shown(name)} has an absolute path.")
     parts = tuple(part for part in name.split("/") if part not in ("", "."))
     if ".." in parts:
-        raise InvalidCodeError(f"The zip's entry {name!r} leads out of the package.")
+        raise InvalidCodeError(f"The zip's entry {_shown(name)} leads out of the package.")
     if len(name.encode()) > _PATH_LIMIT_BYTES or any(len(part.encode()) > _COMPONENT_LIMIT_BYTES for part in parts):
-        raise InvalidCodeError(f"The zip's entry {name[:64]!r}... has too long a name.")
+        raise InvalidCodeError(f"The zip's entry {_shown(name)} has too long a name.")
     return parts
 
 
@@ -253,7 +259,7 @@ def _refuse_collisions(entries: list[_Entry]) -> None:
 
 def _refuse_if(condition: bool, entry: _Entry, what: str) -> None:
     if condition:
-        raise InvalidCodeError(f"The zip's entry {'/'.join(entry.parts)!r} {what}.")
+        raise InvalidCodeError(f"The zip's entry {_shown('/'.join(entry.parts))} {what}.")
 
 
 def _blocks(archive: zipfile.ZipFile, entry: _Entry) -> Iterator[bytes]:

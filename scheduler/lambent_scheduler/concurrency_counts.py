@@ -14,7 +14,10 @@ from lambent_common import keys
 from lambent_common.records import encode
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
     from lambent_common.etcd import EtcdClient
+    from lambent_scheduler.core.concurrency import FunctionCounts
     from lambent_scheduler.core.dispatch import Dispatcher
 
 log = structlog.get_logger()
@@ -24,32 +27,56 @@ _PERIOD_S = 1.0
 
 
 async def write_counts(etcd: EtcdClient, dispatcher: Dispatcher) -> None:
-    """Write until cancelled."""
-    written: dict[int, bytes] = {}
+    """Write the dispatcher's figures until cancelled."""
+    await follow_counts(etcd, dispatcher.function_counts)
+
+
+async def follow_counts(
+    etcd: EtcdClient, function_counts: Callable[[], Iterable[FunctionCounts]], *, period_s: float = _PERIOD_S
+) -> None:
+    """Write `function_counts()` every `period_s` seconds where it changed, until cancelled.
+
+    What an earlier owner wrote about functions that this one has not seen is deleted.
+    """
+    written: dict[str, bytes] | None = None
+    is_behind = False
     while True:
-        await asyncio.sleep(_PERIOD_S)
-        for partition, record in _records(dispatcher).items():
-            value = encode(record)
-            if written.get(partition) == value:
-                continue
-            try:
-                await etcd.put(keys.concurrency(partition), value)
-            except UnavailableError as error:
-                log.warning("counts_not_written", partition=partition, error=str(error))
-                break  # etcd is away: the counts of this second are lost, the next ones count again.
-            written[partition] = value
+        try:
+            if written is None:
+                written = {item.key: item.value for item in (await etcd.range(keys.CONCURRENCY)).items}
+            await _write(etcd, written, values_of(function_counts()))
+            is_behind = False
+        except UnavailableError as error:
+            # etcd is away: what it misses is counted again when it is back. Said once.
+            if not is_behind:
+                log.warning("counts_not_written", error=error.message)
+            is_behind = True
+        await asyncio.sleep(period_s)
 
 
-def _records(dispatcher: Dispatcher) -> dict[int, record_pb2.PartitionConcurrencyRecord]:
+def values_of(counts: Iterable[FunctionCounts]) -> dict[str, bytes]:
+    """Give the value of each partition's key; functions with nothing to count are left out. Pure."""
     records: defaultdict[int, record_pb2.PartitionConcurrencyRecord] = defaultdict(
         record_pb2.PartitionConcurrencyRecord
     )
-    for counts in dispatcher.function_counts():
-        records[counts.partition].functions.add(
-            account=counts.account,
-            function_name=counts.function_name,
-            in_flight=counts.in_flight,
-            environments=counts.environments,
-            throttles=counts.throttles,
-        )
-    return records
+    for function in sorted(counts, key=lambda function: (function.account, function.function_name)):
+        if function.in_flight or function.environments or function.throttles:
+            records[function.partition].functions.add(
+                account=function.account,
+                function_name=function.function_name,
+                in_flight=function.in_flight,
+                environments=function.environments,
+                throttles=function.throttles,
+            )
+    return {keys.concurrency(partition): encode(record) for partition, record in records.items()}
+
+
+async def _write(etcd: EtcdClient, written: dict[str, bytes], values: Mapping[str, bytes]) -> None:
+    """Bring etcd from `written` to `values`; `written` follows write by write."""
+    for key in [key for key in written if key not in values]:
+        await etcd.delete(key)
+        del written[key]
+    for key, value in values.items():
+        if written.get(key) != value:
+            await etcd.put(key, value)
+            written[key] = value

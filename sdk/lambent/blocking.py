@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import functools
 import threading
 import weakref
@@ -26,9 +27,37 @@ if TYPE_CHECKING:
 _CLOSE_TIMEOUT_S = 10.0
 """Closing only cancels and says goodbye; a loop that takes longer is stuck."""
 
+_CANCEL_TIMEOUT_S = 5.0
+"""Ending a call sends one frame; a call that takes longer to end is left to itself."""
+
 T = TypeVar("T")
 P = ParamSpec("P")
 InnerT = TypeVar("InnerT")
+
+
+class _Running(Generic[T]):
+    """A coroutine of the loop's, and the future that another thread waits for."""
+
+    def __init__(self, coroutine: Coroutine[object, object, T], future: concurrent.futures.Future[T]) -> None:
+        self._coroutine = coroutine
+        self._future = future
+        self._task: asyncio.Task[T] | None = None
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._task = loop.create_task(self._coroutine)
+        self._task.add_done_callback(self._finish)
+
+    def cancel(self) -> None:
+        assert self._task is not None  # The loop runs what it is given in order.
+        self._task.cancel()
+
+    def _finish(self, task: asyncio.Task[T]) -> None:
+        if task.cancelled():
+            self._future.set_exception(asyncio.CancelledError())
+        elif (error := task.exception()) is not None:
+            self._future.set_exception(error)
+        else:
+            self._future.set_result(task.result())
 
 
 class _Loop:
@@ -51,11 +80,18 @@ class _Loop:
             if self.running:
                 raise RuntimeError("the blocking client was called from its own event loop; use AsyncClient there")
             raise UnavailableError("this client is closed; make a new one")
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        future: concurrent.futures.Future[T] = concurrent.futures.Future()
+        running = _Running(coroutine, future)
+        self._loop.call_soon_threadsafe(running.start, self._loop)
         try:
             return future.result(timeout_s)
+        except asyncio.CancelledError as error:
+            raise UnavailableError("this client was closed during the call", dispatched=True) from error
         except BaseException:
-            future.cancel()
+            # Ours, or an interrupt of this thread's: then what runs there has to end before anything else is asked of it.
+            if not future.done():
+                self._loop.call_soon_threadsafe(running.cancel)
+                concurrent.futures.wait((future,), _CANCEL_TIMEOUT_S)
             raise
 
     def shut_down(self, client: AsyncClient) -> None:

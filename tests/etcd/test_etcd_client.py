@@ -7,7 +7,6 @@ import time
 from collections.abc import AsyncIterator
 
 import pytest
-from aetcd.rpc import rpc_pb2, rpc_pb2_grpc
 from lambent.errors import InvalidParameterError, UnavailableError
 from lambent_common.credentials import Credentials
 from lambent_common.etcd import (
@@ -111,8 +110,7 @@ async def test_a_watch_lists_again_when_its_revision_was_compacted(server: EtcdS
         # The watch comes back only when it is read, so all of this happens behind its back.
         await client.delete("/w/gone")
         revision = await client.put("/w/new", b"2")
-        kv = rpc_pb2_grpc.KVStub(client._channel)
-        await kv.Compact(rpc_pb2.CompactionRequest(revision=revision, physical=True))
+        await client.compact(revision)
         batch = await anext(batches)
     assert isinstance(batch, Snapshot)
     assert [item.key for item in batch.items] == ["/w/new"]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
@@ -12,6 +11,9 @@ import pytest
 from lambent import errors
 from lambent.rpc_errors import from_frame, from_rpc_error, to_frame
 from lambent_common.grpc_server import GrpcServer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 _CLASSES = sorted(errors.service_error_classes(), key=lambda cls: cls.aws_name)
 _TOKEN = "secret"

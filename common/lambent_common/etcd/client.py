@@ -88,11 +88,12 @@ class EtcdClient:
         client = cls(endpoints, credentials, timeout_s=timeout_s)
         try:
             reason = unsupported_reason((await client.status()).version)
-            if reason is not None:
-                raise EtcdUnsupportedError(f"etcd at {', '.join(endpoints)} cannot be used: {reason}")
         except BaseException:
             await client.close()
             raise
+        if reason is not None:
+            await client.close()
+            raise EtcdUnsupportedError(f"etcd at {', '.join(endpoints)} cannot be used: {reason}")
         return client
 
     async def __aenter__(self) -> Self:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from lambent_common.credentials import Credentials
 
 _OPTIONS: tuple[tuple[str, int], ...] = (
-    # A member whose machine died under a watch is noticed within 15 s. etcd takes pings closer than 5 s for an abuse and
-    # hangs up (--grpc-keepalive-min-time).
+    # A member whose machine died under a watch is noticed within 15 s. etcd hangs up on who pings more often than every
+    # 5 s (--grpc-keepalive-min-time).
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.http2.max_pings_without_data", 0),

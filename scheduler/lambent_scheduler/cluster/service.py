@@ -101,7 +101,8 @@ class ClusterServicer(cluster_pb2_grpc.ClusterServiceServicer):
 
     async def _nats_component(self) -> cluster_pb2.Component:
         await self._nats.flush()
-        version = self._nats.connected_server_version
+        server = self._nats.connected_server_version
+        version = f"{server.major}.{server.minor}.{server.patch}"
         return cluster_pb2.Component(name="nats", healthy=self._nats.is_connected, version=version)
 
 

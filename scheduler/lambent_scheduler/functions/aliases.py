@@ -124,16 +124,18 @@ def _check(
     versions: Collection[str],
     arn: Callable[[str], str],
 ) -> None:
+    if len(weights) > 1:
+        raise InvalidParameterError("Number of items in AdditionalVersionWeights cannot be greater than 1")
     violations = Violations()
     if version != LATEST and not is_version_number(version):
         violations.pattern("functionVersion", version, VERSION_PATTERN)
     violations.length("description", description, 0, DESCRIPTION_LIMIT)
     for other, weight in weights.items():
-        shown = f"{{{other}={weight}}}"
+        pair = f"{{{other}={weight}}}"
         if not 0.0 <= weight <= 1.0:
-            violations.add("routingConfig.additionalVersionWeights", shown, _WEIGHT_VALUE)
+            violations.add("routingConfig.additionalVersionWeights", pair, _WEIGHT_VALUE)
         if not is_version_number(other) and other != LATEST:
-            violations.add("routingConfig.additionalVersionWeights", shown, _WEIGHT_KEY)
+            violations.add("routingConfig.additionalVersionWeights", pair, _WEIGHT_KEY)
     violations.raise_any()
     if version not in versions:
         raise not_found(arn(version))
@@ -143,8 +145,6 @@ def _check(
 def _check_weights(
     version: str, weights: Mapping[str, float], versions: Collection[str], arn: Callable[[str], str]
 ) -> None:
-    if len(weights) > 1:
-        raise InvalidParameterError("Number of items in AdditionalVersionWeights cannot be greater than 1")
     for other in weights:
         if other == version:
             raise InvalidParameterError(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lambent.errors import InvalidParameterError
-from lambent_scheduler.functions.violations import SHOWN_LIMIT, Violations
+from lambent_scheduler.functions.violations import Violations, shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,6 +24,8 @@ TIMEOUT_DEFAULT_S, TIMEOUT_LEAST_S, TIMEOUT_MOST_S = 3, 1, 900
 DESCRIPTION_LIMIT = 256
 HANDLER_LIMIT = 128
 VARIABLES_LIMIT_BYTES = 4_096
+# AWS gives all of it; see `shown` for why we do not.
+_MEASURED_LIMIT_BYTES = 1_024
 
 HANDLER_PATTERN = r"[^\s]+"
 VARIABLE_PATTERN = r"[a-zA-Z]([a-zA-Z0-9_])+"
@@ -99,7 +101,7 @@ class Changes:
         violations.raise_any()
         if self.runtime is not None and not _RUNTIME.fullmatch(self.runtime):
             raise InvalidParameterError(
-                f"Value {self.runtime[:SHOWN_LIMIT]} at 'runtime' failed to satisfy constraint: Member must satisfy "
+                f"Value {shown(self.runtime)} at 'runtime' failed to satisfy constraint: Member must satisfy "
                 f"regular expression pattern: {RUNTIME_PATTERN}"
             )
         if self.environment_variables is not None:
@@ -184,8 +186,8 @@ def _milliseconds(duration: Duration) -> int:
 def _check_variable_names(violations: Violations, variables: Mapping[str, str]) -> None:
     # The reserved names that begin with an underscore break the pattern, too; they get the message about them below.
     if any(not _VARIABLE.fullmatch(name) for name in variables if name not in RESERVED_VARIABLES):
-        shown = "{" + ", ".join(f"{name}={value}" for name, value in sorted(variables.items())) + "}"
-        violations.add("environment.variables", shown, _VARIABLE_NAMES)
+        pairs = "{" + ", ".join(f"{name}={value}" for name, value in sorted(variables.items())) + "}"
+        violations.add("environment.variables", pairs, _VARIABLE_NAMES)
 
 
 def _check_variables(variables: Mapping[str, str]) -> None:
@@ -198,5 +200,6 @@ def _check_variables(variables: Mapping[str, str]) -> None:
         raise InvalidParameterError(f"{_VARIABLES_REFUSED}contains a zero byte, which no process can be given.")
     measured = json.dumps(dict(sorted(variables.items())), separators=(",", ":"), ensure_ascii=False)
     if len(measured.encode()) > VARIABLES_LIMIT_BYTES:
-        shown = measured if len(measured) <= SHOWN_LIMIT else f"{measured[:SHOWN_LIMIT]}..."
-        raise InvalidParameterError(f"{_VARIABLES_REFUSED}exceeded the 4KB limit. String measured: {shown}")
+        raise InvalidParameterError(
+            f"{_VARIABLES_REFUSED}exceeded the 4KB limit. String measured: {shown(measured, _MEASURED_LIMIT_BYTES)}"
+        )

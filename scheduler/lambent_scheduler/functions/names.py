@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from lambent.errors import InvalidParameterError, PermissionDeniedError, ResourceNotFoundError
-from lambent_scheduler.functions.violations import Violations
+from lambent_scheduler.functions.violations import Violations, shown
 
 DEFAULT_ACCOUNT = "default"
 LATEST = "$LATEST"
@@ -114,7 +114,7 @@ class Naming:
         """
         account = account or DEFAULT_ACCOUNT
         if not _ACCOUNT.fullmatch(account):
-            raise InvalidParameterError(f"{account[:80]!r} is no account: 1 to 64 characters of [A-Za-z0-9_-]")
+            raise InvalidParameterError(f"{shown(account, 80)!r} is no account: 1 to 64 characters of [A-Za-z0-9_-]")
         return account
 
     def read(

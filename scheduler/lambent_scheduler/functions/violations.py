@@ -8,8 +8,19 @@ from lambent.errors import InvalidParameterError
 CODE_DETAIL = "Code"
 VALIDATION_CODE = "ValidationException"
 
-# A status must fit gRPC's 8 KiB of trailing metadata, in which the message stands twice.
-SHOWN_LIMIT = 1_024
+# A gRPC status travels in at most 8 KiB of trailing metadata, in which the message stands twice: percent-encoded, and
+# in the details. This much of each value lets the longest valid one and its neighbour above the limit be shown whole.
+_SHOWN_LIMIT_BYTES = 320
+
+
+def shown(value: str, limit_bytes: int = _SHOWN_LIMIT_BYTES) -> str:
+    """Give a caller's value as it may stand in a message: whole, or its beginning and three dots."""
+    room = limit_bytes
+    for at, character in enumerate(value):
+        room -= 1 if " " <= character <= "~" and character != "%" else 3 * len(character.encode(errors="replace"))
+        if room < 0:
+            return f"{value[:at]}..."
+    return value
 
 
 class Violations:
@@ -24,10 +35,7 @@ class Violations:
 
     def add(self, member: str, value: object, constraint: str) -> None:
         """Note that a value does not satisfy a constraint."""
-        text = str(value)
-        if len(text) > SHOWN_LIMIT:
-            text = f"{text[:SHOWN_LIMIT]}..."
-        self._found.append(f"Value '{text}' at '{member}' failed to satisfy constraint: {constraint}")
+        self._found.append(f"Value '{shown(str(value))}' at '{member}' failed to satisfy constraint: {constraint}")
 
     def pattern(self, member: str, value: str, pattern: str) -> None:
         """Note that a value does not match a pattern."""

@@ -1,21 +1,27 @@
-"""Follows the node records in etcd; a record lives as long as its node's lease."""
+"""Follows the records of nodes in etcd; a record lives as long as its node's lease."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import structlog
+
+from lambent.errors import InternalError
 from lambent.v1 import record_pb2
 from lambent_common import keys
 from lambent_common.etcd import Put, Snapshot
 from lambent_common.records import decode
+from lambent_scheduler.nodes.diff import Changed, Joined, Lost, after, node_events
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable
 
     from lambent_common.etcd import EtcdClient, KeyValue
+    from lambent_scheduler.nodes.diff import NodeEvent
 
 log = structlog.get_logger()
+
+RecordT = TypeVar("RecordT", record_pb2.NodeRecord, record_pb2.NodeHealthRecord)
 
 
 class NodeListener(Protocol):
@@ -25,36 +31,61 @@ class NodeListener(Protocol):
         """A node joined, or its record changed."""
 
     def node_gone(self, node_id: str) -> None:
-        """A node's lease has lapsed, or it left."""
+        """A node's lease has lapsed, it left, or its agent started anew; then `node_seen` follows."""
 
 
 async def watch_nodes(etcd: EtcdClient, listener: NodeListener) -> None:
     """Tell `listener` of every node, now and whenever that changes, until cancelled."""
-    known: set[str] = set()
+    nodes: dict[str, record_pb2.NodeRecord] = {}
     async for batch in etcd.watch(keys.NODES):
-        if isinstance(batch, Snapshot):
-            gone = known - {keys.last_part(item.key) for item in batch.items}
-            _tell_gone(listener, known, gone)
-            for item in batch.items:
-                _tell_seen(listener, known, item)
-            continue
-        for event in batch.events:
-            if isinstance(event, Put):
-                _tell_seen(listener, known, event.item)
-            else:
-                _tell_gone(listener, known, [keys.last_part(event.key)])
+        events = node_events(nodes, batch, _read_node)
+        nodes = after(nodes, events)
+        for event in events:
+            _tell(listener, event)
 
 
-def _tell_seen(listener: NodeListener, known: set[str], item: KeyValue) -> None:
-    record = decode(item.value, record_pb2.NodeRecord, key=item.key)
-    if record.node_id not in known:
-        log.info("node_joined", node_id=record.node_id, address=record.address, revision=item.mod_revision)
-    known.add(record.node_id)
-    listener.node_seen(record)
+async def watch_health(etcd: EtcdClient, seen: Callable[[str, record_pb2.NodeHealthRecord], None]) -> None:
+    """Call `seen(node_id, record)` for what each node says of its load, now and on each change, until cancelled.
+
+    That a node is gone is told by `watch_nodes`: both records live under the same lease.
+    """
+    async for batch in etcd.watch(keys.HEALTH):
+        items = (
+            batch.items
+            if isinstance(batch, Snapshot)
+            else [event.item for event in batch.events if isinstance(event, Put)]
+        )
+        for item in items:
+            record = _read(item, record_pb2.NodeHealthRecord)
+            if record is not None:
+                seen(keys.last_part(item.key), record)
 
 
-def _tell_gone(listener: NodeListener, known: set[str], gone: Iterable[str]) -> None:
-    for node_id in gone:
-        known.discard(node_id)
-        log.warning("node_left", node_id=node_id)
-        listener.node_gone(node_id)
+def _tell(listener: NodeListener, event: NodeEvent) -> None:
+    match event:
+        case Joined(record):
+            log.info("node_joined", node_id=record.node_id, address=record.address)
+            listener.node_seen(record)
+        case Changed(record):
+            log.info("node_changed", node_id=record.node_id, address=record.address, draining=record.draining)
+            listener.node_seen(record)
+        case Lost(node_id):
+            log.warning("node_lost", node_id=node_id)
+            listener.node_gone(node_id)
+
+
+def _read_node(item: KeyValue) -> record_pb2.NodeRecord | None:
+    record = _read(item, record_pb2.NodeRecord)
+    if record is not None and record.node_id != keys.last_part(item.key):
+        log.error("record_misplaced", key=item.key, node_id=record.node_id)
+        return None
+    return record
+
+
+def _read(item: KeyValue, kind: type[RecordT]) -> RecordT | None:
+    try:
+        return decode(item.value, kind, key=item.key)
+    except InternalError as error:
+        # One agent's bad record must not take the scheduler down.
+        log.error("record_unreadable", key=item.key, error=error.message)  # noqa: TRY400, the message says it all
+        return None

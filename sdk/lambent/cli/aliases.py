@@ -122,7 +122,7 @@ def delete(client: Client, out: Output, *, name: str, alias_name: str) -> None:
 @click.option("--alias", "alias_name", default="", help="Which alias; needed when the function has several.")
 @cluster_command
 def rollback(client: Client, out: Output, *, name: str, alias_name: str) -> None:
-    """Put an alias of the function NAME back on the version it pointed to before.
+    """Put an alias back on its previous version.
 
     \b
     Examples:

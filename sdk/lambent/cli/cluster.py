@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 @click.command()
 @cluster_command
 def nodes(client: Client, out: Output) -> None:
-    """List the nodes that are alive, with what is reserved of what they offer.
+    """List the nodes that are alive.
+
+    With what is reserved of what they offer.
 
     \b
     Examples:

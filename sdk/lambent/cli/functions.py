@@ -69,7 +69,9 @@ def describe(client: Client, out: Output, *, name: str, qualifier: str) -> None:
 @click.argument("name", type=FunctionName())
 @cluster_command
 def versions(client: Client, out: Output, *, name: str) -> None:
-    """List the versions of the function NAME, and the aliases that point to them.
+    """List the versions of the function NAME.
+
+    On a terminal and in a pipe, with the aliases that point to them.
 
     \b
     Example:
@@ -106,7 +108,7 @@ def versions(client: Client, out: Output, *, name: str) -> None:
 @click.option("-y", "--yes", is_flag=True, help="Do not ask. Scripts, without a terminal, are never asked.")
 @cluster_command
 def delete(client: Client, out: Output, *, name: str, qualifier: str, yes: bool) -> None:
-    """Delete the function NAME with its versions and aliases, or one version.
+    """Delete the function NAME, or one version of it.
 
     \b
     Examples:
@@ -131,7 +133,7 @@ def delete(client: Client, out: Output, *, name: str, qualifier: str, yes: bool)
 @click.option("--clear", is_flag=True, help="Remove the reservation.")
 @cluster_command
 def concurrency(client: Client, out: Output, *, name: str, reserve: int | None, clear: bool) -> None:
-    """Show or change the reserved concurrency of the function NAME.
+    """Show or set a function's reserved concurrency.
 
     \b
     Examples:

@@ -17,10 +17,42 @@ if TYPE_CHECKING:
     from lambent.results import InvokeResult
 
 
+class Payload(click.ParamType[bytes]):
+    """An event: JSON text, `@` and a file's path, or `-` for stdin."""
+
+    name = "payload"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> bytes:
+        """Give the event's bytes, which are JSON or nothing."""
+        if isinstance(value, bytes):
+            return value
+        content = self._read(str(value), param, ctx)
+        if content:
+            try:
+                json.loads(content)
+            except ValueError as error:
+                self.fail(f"not JSON: {error}", param, ctx)
+        return content
+
+    def _read(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> bytes:
+        if value == "-":
+            return sys.stdin.buffer.read()
+        if not value.startswith("@"):
+            return value.encode(errors="surrogateescape")
+        try:
+            return Path(value[1:]).read_bytes()
+        except OSError as error:
+            self.fail(f"{value[1:]} cannot be read: {error.strerror}", param, ctx)
+
+
 @click.command()
 @click.argument("name", type=FunctionName())
 @click.option(
-    "--payload", default="", metavar="JSON|@FILE|-", help="The event: JSON text, @ and a file, or - for stdin."
+    "--payload",
+    type=Payload(),
+    default=b"",
+    metavar="JSON|@FILE|-",
+    help="The event: JSON text, @ and a file, or - for stdin.",
 )
 @click.option("--qualifier", default="", help="Version number, alias or $LATEST.")
 @click.option("--stream", is_flag=True, help="Print the answer as the function yields it.")
@@ -33,7 +65,7 @@ def invoke(
     out: Output,
     *,
     name: str,
-    payload: str,
+    payload: bytes,
     qualifier: str,
     stream: bool,
     log: bool,
@@ -51,12 +83,11 @@ def invoke(
 
     Exits with 3 when the function failed.
     """  # noqa: D301 - \b is click's mark for a paragraph that keeps its lines
-    event = read_payload(payload)
     if stream:
-        result = _stream(client, out, name=name, event=event, qualifier=qualifier, log=log, timeout_s=timeout_s)
+        result = _stream(client, out, name=name, event=payload, qualifier=qualifier, log=log, timeout_s=timeout_s)
     else:
         result = client.invoke(
-            name, event, qualifier=qualifier, timeout_s=timeout_s, log_tail=log, idempotent=idempotent
+            name, payload, qualifier=qualifier, timeout_s=timeout_s, log_tail=log, idempotent=idempotent
         )
         if not out.as_json:
             out.payload(result.payload)
@@ -72,29 +103,6 @@ def invoke(
     if log and result.log_tail:
         click.echo(result.log_tail.rstrip(b"\n"), err=True)
     out.remark(_summary(result))
-
-
-def read_payload(argument: str) -> bytes:
-    """Read the event that `--payload` names.
-
-    Raises:
-        click.UsageError: The file cannot be read, or what was given is not JSON.
-    """
-    if argument == "-":
-        content = sys.stdin.buffer.read()
-    elif argument.startswith("@"):
-        try:
-            content = Path(argument[1:]).read_bytes()
-        except OSError as error:
-            raise click.UsageError(f"--payload: {argument[1:]} cannot be read: {error.strerror}") from error
-    else:
-        content = argument.encode(errors="surrogateescape")
-    if content:
-        try:
-            json.loads(content)
-        except ValueError as error:
-            raise click.UsageError(f"--payload is not JSON: {error}") from error
-    return content
 
 
 def _stream(

@@ -1,0 +1,39 @@
+"""CPU time and memory of process trees, from /proc."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+
+def descendants(pid: int) -> list[int]:
+    """Give a process and everything below it."""
+    found = [pid]
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in task.read_text().split():
+            found.extend(descendants(int(child)))
+    return found
+
+
+def cpu_seconds(pids: list[int]) -> float:
+    """Sum the CPU time that the processes have used, with that of children they have waited for."""
+    total = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        total += sum(int(field) for field in fields[11:15])
+    return total / _TICKS_PER_S
+
+
+def pss_mib(pid: int) -> float:
+    """Give the proportional set size of one process: shared pages are divided among their users."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) / 1024
+    raise ValueError(f"no Pss line for process {pid}")
+
+
+def command_line(pid: int) -> str:
+    """Give the command of a process, words joined by spaces."""
+    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()

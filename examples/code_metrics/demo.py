@@ -1,0 +1,215 @@
+"""`make demo`: a real cluster of two nodes measures every file of the standard library.
+
+Starts `lambent up` with two nodes in a directory of its own, deploys the function, maps it over some 1,700 source files,
+checks the totals against the same code run here, and shows a streamed call, a failing call and a timeout.
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import json
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lambent import AsyncClient, FunctionError, InvokeResult
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import handler as local
+
+NODES = 2
+IN_FLIGHT = 64
+COUNTS = ("lines", "functions", "classes", "branches")
+
+console = Console()
+
+
+def main() -> int:
+    """Run the demo; 1 when the cluster's totals differ from the local ones."""
+    warnings.simplefilter("ignore", SyntaxWarning)  # of the sources, not ours
+    warnings.simplefilter("ignore", DeprecationWarning)  # invalid escapes in them, before Python 3.12
+    with running_cluster() as data_dir:
+        return asyncio.run(demo(data_dir))
+
+
+@contextmanager
+def running_cluster() -> Iterator[Path]:
+    """Start a cluster inside the block, and take it down again."""
+    with tempfile.TemporaryDirectory(prefix="lambent-demo-") as directory:
+        data_dir = Path(directory) / "data"
+        ports = ["--grpc-port", "0", "--http-port", "0"]
+        console.print(f"[bold]lambent up[/] --nodes {NODES}: etcd, nats-server, a scheduler, {NODES} node agents ...")
+        start = time.perf_counter()
+        up = lambent("up", "--nodes", str(NODES), *ports, "--detach", "--output", "json", data_dir=data_dir)
+        cluster = json.loads(up)
+        console.print(f"ready after {time.perf_counter() - start:.1f} s at {cluster['grpc']} and {cluster['http']}\n")
+        try:
+            yield data_dir
+        finally:
+            lambent("down", data_dir=data_dir)
+
+
+def lambent(*words: str, data_dir: Path) -> str:
+    """Run a command of the CLI and give its output."""
+    command = [sys.executable, "-m", "lambent.cli.main", *words, "--data-dir", str(data_dir)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"lambent {words[0]} failed with status {done.returncode}")
+    return done.stdout
+
+
+async def demo(data_dir: Path) -> int:
+    """Do everything that the demo shows."""
+    async with AsyncClient(data_dir=data_dir) as client:
+        folder = Path(__file__).parent / "handler.py"
+        for name, function, timeout_s in (
+            ("code-metrics", "handler", 30),
+            ("report", "stream_report", 10),
+            ("broken", "broken", 10),
+            ("endless", "endless", 1),
+        ):
+            await client.deploy(name, folder, handler=f"handler.{function}", memory_mib=512, timeout_s=timeout_s)
+        events = list(source_files())
+        results, seconds = await analyse(client, events)
+        rows = [result.json() for result in results]
+        same = show_totals(rows, events)
+        await show_figures(client, results, seconds)
+        await show_stream(client, rows)
+        await show_failure(client)
+        await show_timeout(client)
+    return 0 if same else 1
+
+
+def source_files() -> Iterator[dict[str, str]]:
+    """Give every source file of the standard library that this Python itself can parse."""
+    root = Path(sysconfig.get_path("stdlib"))
+    for path in sorted(root.rglob("*.py")):
+        if {"site-packages", "dist-packages"} & set(path.parts):
+            continue
+        source = path.read_text(encoding="utf-8", errors="replace")
+        try:
+            ast.parse(source)
+        except (SyntaxError, ValueError):
+            continue  # Deliberately broken test data of lib2to3 and the tokenizer.
+        yield {"path": str(path.relative_to(root)), "source": source}
+
+
+async def analyse(client: AsyncClient, events: list[dict[str, str]]) -> tuple[list[InvokeResult], float]:
+    """Map the function over the files with a progress bar; gives the results and the seconds it took."""
+    columns = (TextColumn("analysing"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task("", total=len(events))
+        start = time.perf_counter()
+        results = [
+            result
+            async for result in client.map(
+                "code-metrics",
+                events,
+                concurrency=IN_FLIGHT,
+                on_progress=lambda done, _: progress.update(bar, completed=done),
+            )
+        ]
+        return results, time.perf_counter() - start
+
+
+def show_totals(rows: list[dict[str, object]], events: list[dict[str, str]]) -> bool:
+    """Print totals and the most complex functions; False when the same code gives others here."""
+    table = Table(title=f"{len(rows):,} files of Python {sys.version.split()[0]}'s standard library")
+    for name in COUNTS:
+        table.add_column(name, justify="right")
+    totals = totals_of(rows)
+    table.add_row(*(f"{totals[name]:,}" for name in COUNTS))
+    console.print(table)
+
+    ranked = sorted(
+        (row for row in rows if row["most_complex"]), key=lambda row: row["most_complex"]["complexity"], reverse=True
+    )
+    table = Table(title="the ten most complex functions")
+    table.add_column("function")
+    table.add_column("file")
+    table.add_column("complexity", justify="right")
+    for row in ranked[:10]:
+        table.add_row(row["most_complex"]["name"], row["path"], str(row["most_complex"]["complexity"]))
+    console.print(table)
+
+    start = time.perf_counter()
+    here = [local.handler(event) for event in events]
+    seconds = time.perf_counter() - start
+    if here == rows:
+        console.print(f"[green]the same code in one local process gives the same, in {seconds:.1f} s[/]\n")
+        return True
+    console.print(f"[red]the same code in one local process gives other totals: {totals_of(here)}[/]\n")
+    return False
+
+
+def totals_of(rows: list[dict[str, object]]) -> dict[str, int]:
+    """Sum the counts over all files."""
+    return {name: sum(int(row[name]) for row in rows) for name in COUNTS}
+
+
+async def show_figures(client: AsyncClient, results: list[InvokeResult], seconds: float) -> None:
+    """Print how the cluster did; the warm figures are of empty-handed sequential calls after the map."""
+    tiny = {"path": "tiny.py", "source": "x = 1\n"}
+    warm = []
+    for _ in range(200):
+        start = time.perf_counter()
+        await client.invoke("code-metrics", tiny)
+        warm.append((time.perf_counter() - start) * 1e3)
+    warm.sort()
+    cold = sorted(result.init_duration_ms + result.queue_ms for result in results if result.cold_start)
+    table = Table(show_header=False)
+    for name, value in (
+        ("invocations", f"{len(results):,}"),
+        ("cold starts", f"{len(cold):,}"),
+        ("cold p50 (wait and init, under load)", f"{cold[len(cold) // 2]:.1f} ms"),
+        ("warm p50, one at a time", f"{warm[100]:.2f} ms"),
+        ("warm p99, one at a time", f"{warm[198]:.2f} ms"),
+        ("invocations per second", f"{len(results) / seconds:,.0f}"),
+        ("environments used", str(len({result.environment_id for result in results}))),
+        ("nodes used", str(len({result.node_id for result in results}))),
+    ):
+        table.add_row(name, value)
+    console.print(table)
+
+
+async def show_stream(client: AsyncClient, rows: list[dict[str, object]]) -> None:
+    """Read a generator's answer as it comes."""
+    console.print("\n[bold]a streamed call[/]  async for piece in client.stream('report', ...)")
+    names = [f"{row['path']}: {row['lines']} lines" for row in rows[:3]]
+    async for piece in client.stream("report", {"rows": names}):
+        console.print(f"  {piece.decode().rstrip()}")
+
+
+async def show_failure(client: AsyncClient) -> None:
+    """Meet a function that raises."""
+    console.print("\n[bold]a failing call[/]  await client.invoke('broken')")
+    try:
+        await client.invoke("broken")
+    except FunctionError as error:
+        console.print(f"  FunctionError: {error}", highlight=False)
+        for frame in error.stack_trace:
+            console.print(f"  {frame.rstrip()}", highlight=False, markup=False)
+
+
+async def show_timeout(client: AsyncClient) -> None:
+    """Meet a function that never returns."""
+    console.print("\n[bold]a timeout[/]  await client.invoke('endless')")
+    try:
+        await client.invoke("endless")
+    except FunctionError as error:
+        console.print(f"  FunctionError: {error}", highlight=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

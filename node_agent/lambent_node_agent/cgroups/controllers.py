@@ -1,0 +1,212 @@
+"""One class for each controller and version: what it limits and what it tells, in the units of the product.
+
+Rules from the kernel's documentation: admin-guide/cgroup-v1/memory, scheduler/sched-bwc, admin-guide/cgroup-v2.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING, Protocol
+
+from . import files
+from .errors import CgroupError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CPU_PERIOD_US = 20_000
+"""The CPU quota is dealt out in 20 ms periods: a handler that has used its share waits 20 ms at most, where the
+kernel's default of 100 ms would stall a 128 MB function for 93 ms. Shorter periods would cut the smallest quota below 1
+ms, which is the kernel's least."""
+_MIN_QUOTA_US = 1_000
+_SHARES_OF_ONE_CPU = 1_024
+_MIN_SHARES, _MAX_SHARES = 2, 262_144
+_DEFAULT_WEIGHT, _MAX_WEIGHT = 100, 10_000
+_UNLIMITED = "-1"
+
+
+def quota_us(cpu_millis: int) -> int:
+    """Return the CPU time per period for a share in thousandths of a CPU."""
+    return max(cpu_millis * CPU_PERIOD_US // 1000, _MIN_QUOTA_US)
+
+
+class MemoryController(Protocol):
+    """Limits memory without swap, tells peak and out-of-memory kills."""
+
+    reusable: bool
+    """`reset` can start a new peak."""
+
+    def limit(self, limit_bytes: int | None) -> None:
+        """Set the limit, None for none; swap is off under a limit.
+
+        Raises:
+            CgroupError: More is in use and cannot be reclaimed.
+        """
+
+    def peak_bytes(self) -> int:
+        """Return the most memory in use since the last reset."""
+
+    def oom_kills(self) -> int:
+        """Return how many processes the kernel has ever killed here for want of memory."""
+
+    def reset(self) -> None:
+        """Drop cached pages of the last user, lift the limit and start a new peak. The group must be empty."""
+
+    def close(self) -> None:
+        """Close the descriptors."""
+
+
+class MemoryV1:
+    """`memory` of version 1."""
+
+    reusable = True
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._swap = (directory / "memory.memsw.limit_in_bytes").exists()  # absent when swap accounting is off
+        self._peak = files.open_file(directory / "memory.max_usage_in_bytes", os.O_RDWR)
+        self._oom = files.open_file(directory / "memory.oom_control", os.O_RDONLY)
+
+    def limit(self, limit_bytes: int | None) -> None:
+        """Set memory, then memory and swap together to the same: the second may never be less than the first."""
+        value = _UNLIMITED if limit_bytes is None else str(limit_bytes)
+        names = ["memory.limit_in_bytes", *(["memory.memsw.limit_in_bytes"] if self._swap else [])]
+        try:
+            for name in names:
+                files.write(self._directory / name, value)
+        except CgroupError:
+            # The order for raising: the wider limit first.
+            for name in reversed(names):
+                files.write(self._directory / name, value)
+
+    def peak_bytes(self) -> int:
+        """See MemoryController."""
+        return int(files.read_at_start(self._peak))
+
+    def oom_kills(self) -> int:
+        """See MemoryController."""
+        return files.keyed_value(files.read_at_start(self._oom), "oom_kill")
+
+    def reset(self) -> None:
+        """See MemoryController."""
+        files.write(self._directory / "memory.force_empty", "0")
+        self.limit(None)
+        os.pwrite(self._peak, b"0", 0)
+
+    def close(self) -> None:
+        """See MemoryController."""
+        os.close(self._peak)
+        os.close(self._oom)
+
+
+class MemoryV2:
+    """`memory` of version 2."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._swap = (directory / "memory.swap.max").exists()
+        self.reusable, self._peak = self._open_peak()
+        self._oom = files.open_file(directory / "memory.events", os.O_RDONLY)
+
+    def _open_peak(self) -> tuple[bool, int]:
+        """Open memory.peak (Linux 5.19), writable where a new peak can be started (6.12), else memory.current."""
+        try:
+            peak = files.open_file(self._directory / "memory.peak", os.O_RDWR)
+        except CgroupError:
+            name = "memory.peak" if (self._directory / "memory.peak").exists() else "memory.current"
+            return False, files.open_file(self._directory / name, os.O_RDONLY)
+        try:
+            os.pwrite(peak, b"reset", 0)
+        except OSError:
+            return False, peak
+        return True, peak
+
+    def limit(self, limit_bytes: int | None) -> None:
+        """See MemoryController."""
+        if self._swap:
+            files.write(self._directory / "memory.swap.max", "max" if limit_bytes is None else "0")
+        files.write(self._directory / "memory.max", "max" if limit_bytes is None else str(limit_bytes))
+
+    def peak_bytes(self) -> int:
+        """See MemoryController."""
+        return int(files.read_at_start(self._peak))
+
+    def oom_kills(self) -> int:
+        """See MemoryController."""
+        return files.keyed_value(files.read_at_start(self._oom), "oom_kill")
+
+    def reset(self) -> None:
+        """See MemoryController."""
+        self.limit(None)
+        reclaim = self._directory / "memory.reclaim"  # Linux 5.19
+        if reclaim.exists():
+            with contextlib.suppress(CgroupError):  # EAGAIN: less could be reclaimed than asked for
+                files.write(reclaim, (self._directory / "memory.current").read_text().strip())
+        os.pwrite(self._peak, b"reset", 0)
+
+    def close(self) -> None:
+        """See MemoryController."""
+        os.close(self._peak)
+        os.close(self._oom)
+
+
+class CpuController(Protocol):
+    """Limits CPU time and weighs the group against others."""
+
+    def set_share(self, cpu_millis: int) -> None:
+        """Weigh the group by its share, for when more is wanted than there is."""
+
+    def limit(self, cpu_millis: int | None) -> None:
+        """Set the quota, with a burst of as much again, or lift it."""
+
+
+class CpuV1:
+    """`cpu` of version 1."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._burst = (directory / "cpu.cfs_burst_us").exists()  # Linux 5.14
+
+    def set_share(self, cpu_millis: int) -> None:
+        """See CpuController."""
+        shares = min(max(cpu_millis * _SHARES_OF_ONE_CPU // 1000, _MIN_SHARES), _MAX_SHARES)
+        files.write(self._directory / "cpu.shares", str(shares))
+
+    def limit(self, cpu_millis: int | None) -> None:
+        """See CpuController."""
+        if self._burst:
+            files.write(self._directory / "cpu.cfs_burst_us", "0")  # a burst above the quota is refused
+        if cpu_millis is None:
+            files.write(self._directory / "cpu.cfs_quota_us", _UNLIMITED)
+            return
+        quota = quota_us(cpu_millis)
+        files.write(self._directory / "cpu.cfs_period_us", str(CPU_PERIOD_US))
+        files.write(self._directory / "cpu.cfs_quota_us", str(quota))
+        if self._burst:
+            files.write(self._directory / "cpu.cfs_burst_us", str(quota))
+
+
+class CpuV2:
+    """`cpu` of version 2."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._burst = (directory / "cpu.max.burst").exists()  # Linux 5.14
+
+    def set_share(self, cpu_millis: int) -> None:
+        """See CpuController."""
+        weight = min(max(cpu_millis * _DEFAULT_WEIGHT // 1000, 1), _MAX_WEIGHT)
+        files.write(self._directory / "cpu.weight", str(weight))
+
+    def limit(self, cpu_millis: int | None) -> None:
+        """See CpuController."""
+        if self._burst:
+            files.write(self._directory / "cpu.max.burst", "0")
+        if cpu_millis is None:
+            files.write(self._directory / "cpu.max", f"max {CPU_PERIOD_US}")
+            return
+        quota = quota_us(cpu_millis)
+        files.write(self._directory / "cpu.max", f"{quota} {CPU_PERIOD_US}")
+        if self._burst:
+            files.write(self._directory / "cpu.max.burst", str(quota))

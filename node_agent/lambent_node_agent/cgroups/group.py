@@ -1,0 +1,129 @@
+"""The control groups of one sandbox: one directory in each hierarchy, used as one thing."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING
+
+from . import files
+from .controllers import CpuController, CpuV1, CpuV2, MemoryController, MemoryV1, MemoryV2
+from .errors import CgroupError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from .layout import Hierarchy
+
+
+class Group:
+    """One sandbox's groups.
+
+    Limits of controllers that the machine lacks are not set; `Tree.missing` tells which those are.
+
+    Args:
+        directories: The group's directory in each hierarchy, already made.
+    """
+
+    def __init__(self, directories: dict[Hierarchy, Path]) -> None:
+        self._directories = directories
+        self._memory: MemoryController | None = None
+        self._cpu: CpuController | None = None
+        self._pids: Path | None = None
+        self._oom_baseline = 0
+        for hierarchy, directory in directories.items():
+            if "memory" in hierarchy.controllers:
+                self._memory = MemoryV2(directory) if hierarchy.unified else MemoryV1(directory)
+            if "cpu" in hierarchy.controllers:
+                self._cpu = CpuV2(directory) if hierarchy.unified else CpuV1(directory)
+            if "pids" in hierarchy.controllers:
+                self._pids = directory / "pids.max"
+
+    @property
+    def reusable(self) -> bool:
+        """Whether `reset` makes it as good as new; on older version 2 kernels a peak cannot be started again."""
+        return self._memory is None or self._memory.reusable
+
+    def open_entrances(self) -> list[int]:
+        """Open the file of each hierarchy through which a process of one thread enters by writing `0`; caller closes.
+
+        On version 1 that is `tasks`: moving only the calling thread, it does not wait for an RCU grace period, which
+        takes 10 ms on an idle machine. Version 2 has no such file for a group with controllers.
+        """
+        names = {True: "cgroup.procs", False: "tasks"}
+        return [
+            files.open_file(directory / names[hierarchy.unified], os.O_WRONLY)
+            for hierarchy, directory in self._directories.items()
+        ]
+
+    def limit_memory(self, memory_mib: int | None) -> None:
+        """Limit memory, without swap; None lifts the limit.
+
+        Raises:
+            CgroupError: More is in use and cannot be reclaimed.
+        """
+        if self._memory is not None:
+            self._memory.limit(None if memory_mib is None else memory_mib << 20)
+
+    def limit_processes(self, count: int) -> None:
+        """Limit processes and threads together."""
+        if self._pids is not None:
+            files.write(self._pids, str(count))
+
+    def share_cpu(self, cpu_millis: int) -> None:
+        """Weigh it against other groups, in thousandths of a CPU."""
+        if self._cpu is not None:
+            self._cpu.set_share(cpu_millis)
+
+    def limit_cpu(self, cpu_millis: int | None) -> None:
+        """Set the CPU quota in thousandths of a CPU; None lifts it."""
+        if self._cpu is not None:
+            self._cpu.limit(cpu_millis)
+
+    def peak_memory_bytes(self) -> int:
+        """Return the most memory in use at once since `reset`; 0 when the machine cannot tell."""
+        return self._memory.peak_bytes() if self._memory is not None else 0
+
+    def oom_kills(self) -> int:
+        """Return how many processes were killed for want of memory since `reset`."""
+        return self._memory.oom_kills() - self._oom_baseline if self._memory is not None else 0
+
+    def process_ids(self) -> list[int]:
+        """Return the processes in it, of any hierarchy, as this process's PID namespace sees them."""
+        found: set[int] = set()
+        for directory in self._directories.values():
+            found.update(int(line) for line in (directory / "cgroup.procs").read_text().split())
+        return sorted(found - {0})
+
+    def kill(self) -> None:
+        """Send SIGKILL to every process in it. The ones that a forking process adds meanwhile need another call."""
+        for pid in self.process_ids():
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+
+    def reset(self) -> None:
+        """Make the empty group as new: no limits, no cached pages, a new peak.
+
+        Takes milliseconds when much was cached.
+        """
+        self.limit_cpu(None)
+        if self._memory is not None:
+            self._memory.reset()
+            self._oom_baseline = self._memory.oom_kills()
+
+    def remove(self) -> None:
+        """Remove the empty group.
+
+        Raises:
+            CgroupError: There are processes in it.
+        """
+        if self._memory is not None:
+            self._memory.close()
+            self._memory = None
+        for directory in self._directories.values():
+            try:
+                directory.rmdir()
+            except OSError as error:
+                raise CgroupError(f"removal of {directory}: {error.strerror}") from error

@@ -1,0 +1,110 @@
+"""Where each controller of this machine is, and where in its hierarchy this process stands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CONTROLLERS = ("memory", "cpu", "pids")
+
+
+@dataclass(frozen=True, slots=True)
+class Hierarchy:
+    """One mounted hierarchy.
+
+    Attributes:
+        mount: Where it is mounted.
+        own: Directory of this process's group in it; `mount` itself when that lies outside of what is mounted.
+        unified: It is version 2.
+        controllers: Those of `CONTROLLERS` that are controlled through it.
+    """
+
+    mount: Path
+    own: Path
+    unified: bool
+    controllers: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """All hierarchies that control something, each once; version 1 hosts have several, version 2 hosts one."""
+
+    hierarchies: tuple[Hierarchy, ...]
+
+    def of(self, controller: str) -> Hierarchy | None:
+        """Return the hierarchy that has this controller; None when the machine lacks it."""
+        return next((hierarchy for hierarchy in self.hierarchies if controller in hierarchy.controllers), None)
+
+
+def read_layout() -> Layout:
+    """Read this machine's layout from procfs."""
+    return parse_layout(
+        Path("/proc/self/mountinfo").read_text(), Path("/proc/self/cgroup").read_text(), _unified_controllers
+    )
+
+
+def _unified_controllers(mount: Path) -> set[str]:
+    try:
+        return set((mount / "cgroup.controllers").read_text().split())
+    except OSError:
+        return set()
+
+
+def parse_layout(mountinfo: str, own_groups: str, unified_controllers: Callable[[Path], set[str]]) -> Layout:
+    """Work the layout out from the texts of `/proc/self/mountinfo` and `/proc/self/cgroup` (proc(5), cgroups(7)).
+
+    Args:
+        mountinfo: Mounts of this process.
+        own_groups: Its groups: `id:controllers:path` lines, id 0 for version 2.
+        unified_controllers: Called with the mount point of version 2; gives the controllers bound to it.
+    """
+    paths = _own_paths(own_groups)
+    hierarchies: list[Hierarchy] = []
+    seen: set[str] = set()
+    for line in mountinfo.splitlines():
+        left, _, right = line.partition(" - ")
+        kind, _source, options = [*right.split(" "), "", "", ""][:3]
+        if kind not in ("cgroup", "cgroup2"):
+            continue
+        fields = left.split(" ")
+        root, mount = fields[3], Path(_unescape(fields[4]))
+        if kind == "cgroup2":
+            available, key = set(unified_controllers(mount)), ""
+        else:
+            available = set(options.split(","))
+            key = next((name for name in sorted(available) if name in paths), "")
+        controllers = frozenset(available.intersection(CONTROLLERS) - seen)
+        if not controllers:
+            continue
+        seen |= controllers
+        own = _own_directory(mount, root, paths.get(key, "/"))
+        hierarchies.append(Hierarchy(mount, own, kind == "cgroup2", controllers))
+    return Layout(tuple(hierarchies))
+
+
+def _own_paths(own_groups: str) -> dict[str, str]:
+    """Map each controller's name, and the empty name for version 2, to this process's path in its hierarchy."""
+    paths: dict[str, str] = {}
+    for line in own_groups.splitlines():
+        _number, names, path = line.split(":", 2)
+        for name in names.split(","):
+            paths[name] = path
+    return paths
+
+
+def _own_directory(mount: Path, root: str, path: str) -> Path:
+    """Return the directory of the group `path` under a mount that shows the hierarchy from `root` on."""
+    if root != "/":
+        if path != root and not path.startswith(root + "/"):
+            return mount  # a container that sees its host's path, which is not under what is mounted for it
+        path = path[len(root) :]
+    directory = mount / path.lstrip("/")
+    return mount if ".." in directory.parts else directory
+
+
+def _unescape(path: str) -> str:
+    return path.replace(r"\040", " ").replace(r"\011", "\t").replace(r"\012", "\n").replace(r"\134", "\\")

@@ -1,0 +1,209 @@
+"""All control groups of one owner: made under a directory that bears its mark, swept when the owner has died."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import time
+from typing import TYPE_CHECKING
+
+from . import files
+from .errors import CgroupError
+from .group import Group
+from .layout import CONTROLLERS, Hierarchy, Layout, read_layout
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_PREFIX = "lambent-"
+_CONTROL_SUFFIX = ".control"
+_CONTROL_CPU_MILLIS = 10_000
+"""The control plane against all sandboxes of its node together, which weigh as one CPU: ten to one, when both want to
+run."""
+_SWEEP_TIMEOUT_S = 5.0
+_MAX_SWEEP_DEPTH = 6
+"""How far below a hierarchy's root an owner's directory is looked for: services and containers are nested this deep."""
+
+
+class Tree:
+    """The groups of one owner.
+
+    Args:
+        layout: The machine's hierarchies.
+        owner: Mark in the directories' names, unique on this machine; letters, digits, `-` and `_`.
+    """
+
+    def __init__(self, layout: Layout, owner: str) -> None:
+        self._layout = layout
+        self._name = _PREFIX + owner
+        self._roots: dict[Hierarchy, Path] = {}
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Controllers that this machine lacks, whose limits are not enforced."""
+        return tuple(name for name in CONTROLLERS if self._layout.of(name) is None)
+
+    def open(self) -> None:
+        """Sweep what a dead owner of the same name has left, then make the directories.
+
+        Raises:
+            CgroupError: A hierarchy is not writable.
+        """
+        self.sweep()
+        for hierarchy in self._layout.hierarchies:
+            base = hierarchy.mount if hierarchy.unified else hierarchy.own
+            if hierarchy.unified:
+                _enable_controllers(base, hierarchy)
+            root = base / self._name
+            _make_directory(root)
+            if hierarchy.unified:
+                _enable_controllers(root, hierarchy)
+            self._roots[hierarchy] = root
+
+    def make_group(self, name: str) -> Group:
+        """Make the groups of one sandbox.
+
+        Raises:
+            CgroupError: The kernel refused, or the name is taken.
+        """
+        directories = {hierarchy: root / name for hierarchy, root in self._roots.items()}
+        made: list[Path] = []
+        try:
+            for directory in directories.values():
+                _make_directory(directory)
+                made.append(directory)
+            return Group(directories)
+        except CgroupError:
+            for directory in made:
+                directory.rmdir()
+            raise
+
+    def protect(self, pid: int) -> None:
+        """Put a process of the control plane into a group whose CPU share functions cannot take away.
+
+        Raises:
+            CgroupError: The kernel refused.
+        """
+        hierarchy = self._layout.of("cpu")
+        if hierarchy is None:
+            return
+        root = self._roots[hierarchy]
+        control = root.with_name(root.name + _CONTROL_SUFFIX)
+        if not control.exists():
+            _make_directory(control)
+            weight = (
+                ("cpu.weight", "1000") if hierarchy.unified else ("cpu.shares", str(_CONTROL_CPU_MILLIS * 1024 // 1000))
+            )
+            files.write(control / weight[0], weight[1])
+        files.write(control / "cgroup.procs", str(pid))
+
+    def close(self) -> None:
+        """Remove everything; members of the control plane's group go back to where they came from.
+
+        Raises:
+            CgroupError: A process in a sandbox's group would not die.
+        """
+        for hierarchy, root in self._roots.items():
+            control = root.with_name(root.name + _CONTROL_SUFFIX)
+            if control.exists():
+                for pid in (control / "cgroup.procs").read_text().split():
+                    files.write(_home_of(hierarchy, root) / "cgroup.procs", pid)
+        self._roots.clear()
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Kill and remove what bears the owner's mark, wherever in the hierarchies a former process made it.
+
+        Raises:
+            CgroupError: A process in it would not die within some seconds.
+        """
+        deadline = time.monotonic() + _SWEEP_TIMEOUT_S
+        for hierarchy in self._layout.hierarchies:
+            names = {self._name, self._name + _CONTROL_SUFFIX}
+            for directory in list(_find(hierarchy.mount, names, _MAX_SWEEP_DEPTH)):
+                if directory.name == self._name:
+                    _remove_tree(directory, deadline)
+                elif not (directory / "cgroup.procs").read_text():
+                    directory.rmdir()  # with members it is in use: those are the control plane, not sandboxes
+
+
+def open_tree(owner: str) -> Tree:
+    """Open the owner's groups on this machine.
+
+    Raises:
+        CgroupError: A hierarchy is not writable.
+    """
+    tree = Tree(read_layout(), owner)
+    tree.open()
+    return tree
+
+
+def _home_of(hierarchy: Hierarchy, root: Path) -> Path:
+    return hierarchy.own if hierarchy.own.exists() else root.parent
+
+
+def _make_directory(path: Path) -> None:
+    try:
+        path.mkdir()
+    except OSError as error:
+        raise CgroupError(f"making of {path}: {error.strerror}") from error
+
+
+def _enable_controllers(directory: Path, hierarchy: Hierarchy) -> None:
+    """Let groups below `directory` have the controllers (version 2)."""
+    control = directory / "cgroup.subtree_control"
+    wanted = hierarchy.controllers - set(control.read_text().split())
+    if not wanted:
+        return
+    value = " ".join(f"+{name}" for name in sorted(wanted))
+    try:
+        files.write(control, value)
+    except CgroupError as error:
+        if not isinstance(error.__cause__, OSError) or error.__cause__.errno != errno.EBUSY:
+            raise
+        # Only the machine's real root may have both processes and controllers; in a container they move to a leaf.
+        leaf = directory / f"{_PREFIX}leaf"
+        leaf.mkdir(exist_ok=True)
+        for pid in (directory / "cgroup.procs").read_text().split():
+            files.write(leaf / "cgroup.procs", pid)
+        files.write(control, value)
+
+
+def _find(directory: Path, names: set[str], depth: int) -> Iterator[Path]:
+    with os.scandir(directory) as entries:
+        children = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+    for name in children:
+        if name in names:
+            yield directory / name
+        elif depth > 1:
+            try:
+                yield from _find(directory / name, names, depth - 1)
+            except FileNotFoundError:
+                continue  # removed by its owner meanwhile
+
+
+def _remove_tree(directory: Path, deadline: float) -> None:
+    """Remove a group with all below it, killing what runs there."""
+    for child in [path for path in directory.iterdir() if path.is_dir()]:
+        _remove_tree(child, deadline)
+    while True:
+        pids = [int(line) for line in (directory / "cgroup.procs").read_text().split()]
+        if os.getpid() in pids:
+            return
+        for pid in pids:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        try:
+            directory.rmdir()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise CgroupError(f"removal of {directory}: {error.strerror}") from error
+            time.sleep(0.001)  # the killed are still dying; there is no event to wait for on version 1
+        else:
+            return

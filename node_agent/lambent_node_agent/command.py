@@ -1,0 +1,123 @@
+"""`lambent agent`: the daemon's command line."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import click
+import uvloop
+
+from lambent.errors import LambentError
+from lambent_common.credentials import Credentials
+from lambent_common.logging import configure_logging
+from lambent_node_agent.config import AgentConfig, default_cpus, default_memory_mib, parse_labels
+from lambent_node_agent.daemon import serve
+from lambent_node_agent.sandbox import enter_private_mount_namespace
+
+
+@click.command()
+@click.option("--etcd", required=True, metavar="URL[,URL]", help="Members of the etcd cluster.")
+@click.option("--nats", required=True, metavar="URL[,URL]", help="Members of the NATS cluster.")
+@click.option(
+    "--credentials",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Directory with token, etcd-ca.pem, etcd-client.pem, etcd-client.key, nats.user, nats.password.",
+)
+@click.option(
+    "--listen",
+    default="127.0.0.1:0",
+    show_default=True,
+    metavar="HOST:PORT",
+    help="gRPC address, which schedulers must reach; port 0 picks a free one.",
+)
+@click.option(
+    "--state-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("/var/lib/lambent/agent"),
+    show_default=True,
+    help="Where code and mount points are kept.",
+)
+@click.option("--id", "node_id", default=None, metavar="ID", help="Unique in the cluster.  [default: the host's name]")
+@click.option(
+    "--memory",
+    "memory_mib",
+    type=click.IntRange(min=128),
+    metavar="MIB",
+    help="Memory for functions, in MiB.  [default: 80 % of what the machine or its cgroup has]",
+)
+@click.option("--cpus", type=click.FloatRange(min=0.1), metavar="N", help="CPUs for functions.  [default: all]")
+@click.option("--label", "labels", multiple=True, metavar="K=V", help="A label of the node; may be repeated.")
+@click.option(
+    "--owner",
+    default=None,
+    metavar="MARK",
+    help="Mark in names of cgroups and directories, unique on this machine.  [default: the id]",
+)
+@click.option(
+    "--pool-size",
+    type=click.IntRange(min=0, max=100),
+    default=2,
+    show_default=True,
+    help="Ready-made sandboxes kept for each runtime.",
+)
+@click.option(
+    "--drain",
+    "drain_s",
+    type=click.FloatRange(min=0, max=900),
+    default=5.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long running invocations may take after SIGTERM.",
+)
+@click.option("--ready-fd", type=int, hidden=True, help="Descriptor for the line that says where it serves.")
+@click.option(
+    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
+)
+def agent(  # one parameter per option
+    etcd: str,
+    nats: str,
+    credentials: Path | None,
+    listen: str,
+    state_dir: Path,
+    node_id: str | None,
+    memory_mib: int | None,
+    cpus: float | None,
+    labels: tuple[str, ...],
+    owner: str | None,
+    pool_size: int,
+    drain_s: float,
+    ready_fd: int | None,
+    log_level: str,
+) -> None:
+    """Run the agent of this machine, in the foreground, as root.
+
+    \b
+    Example, with etcd and NATS on this machine and without credentials:
+      lambent agent --etcd http://127.0.0.1:2379 --nats nats://127.0.0.1:4222
+    """
+    configure_logging("agent", level=log_level)
+    if os.geteuid() != 0:
+        raise click.ClickException("the agent makes namespaces and control groups, which only root may: run it as root")
+    try:
+        node_id = node_id or socket.gethostname().partition(".")[0]
+        config = AgentConfig(
+            node_id=node_id,
+            etcd=tuple(etcd.split(",")),
+            nats=tuple(nats.split(",")),
+            credentials=Credentials.load(credentials),
+            listen=listen,
+            state_dir=state_dir.absolute(),
+            memory_mib=memory_mib or default_memory_mib(),
+            cpus=cpus or default_cpus(),
+            labels=parse_labels(labels),
+            owner=owner or node_id,
+            pool_size=pool_size,
+            drain_s=drain_s,
+        )
+        # Before the first thread: a mount namespace belongs to a thread and is passed on to those it starts.
+        enter_private_mount_namespace()
+        uvloop.run(serve(config, ready_fd))
+    except (LambentError, OSError) as error:
+        raise click.ClickException(str(error)) from error

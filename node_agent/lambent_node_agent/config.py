@@ -1,0 +1,109 @@
+"""What an agent is told at its start: read once, checked, and never changed."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from lambent.errors import InvalidParameterError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from lambent_common.credentials import Credentials
+
+# They become parts of etcd's keys and of directory and cgroup names.
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
+_WILDCARDS: Final = frozenset({"0.0.0.0", "[::]", ""})  # noqa: S104 - compared with, not listened on
+# The rest is for the agent, the zygotes and the machine's owner.
+_DEFAULT_MEMORY_SHARE: Final = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class AgentConfig:
+    """Configuration of one node agent.
+
+    Attributes:
+        node_id: Unique in the cluster.
+        etcd: URLs of the etcd members.
+        nats: URLs of the NATS members.
+        credentials: Token of the cluster, and what etcd and NATS ask for.
+        listen: host:port of the gRPC server; port 0 picks a free one.
+        state_dir: Where code and mount points are kept; the agent's own.
+        memory_mib: Memory for environments.
+        cpus: CPUs for environments.
+        labels: The operator's labels.
+        owner: Mark in the names of cgroups and directories; what bears the mark of a dead agent is swept.
+        pool_size: Ready-made sandboxes kept for each runtime.
+        drain_s: How long running invocations may take after the order to stop.
+    """
+
+    node_id: str
+    etcd: tuple[str, ...]
+    nats: tuple[str, ...]
+    credentials: Credentials
+    listen: str
+    state_dir: Path
+    memory_mib: int
+    cpus: float
+    labels: Mapping[str, str]
+    owner: str
+    pool_size: int
+    drain_s: float
+
+    def __post_init__(self) -> None:
+        """Check what the command line cannot.
+
+        Raises:
+            InvalidParameterError: A name has characters that names of cgroups and keys may not have.
+        """
+        for flag, value in (("--id", self.node_id), ("--owner", self.owner)):
+            if not _NAME.fullmatch(value):
+                raise InvalidParameterError(f"{flag} {value!r} is not 1 to 63 letters, digits, '-' and '_'")
+
+    def address(self, port: int) -> str:
+        """host:port under which schedulers find this agent, once it listens on a port."""
+        host = self.listen.rpartition(":")[0]
+        return f"{socket.gethostname() if host in _WILDCARDS else host}:{port}"
+
+
+def parse_labels(labels: Sequence[str]) -> dict[str, str]:
+    """Read `k=v` texts.
+
+    Raises:
+        InvalidParameterError: A text has no `=`, or nothing before it.
+    """
+    parsed: dict[str, str] = {}
+    for label in labels:
+        key, separator, value = label.partition("=")
+        if not key or not separator:
+            raise InvalidParameterError(f"--label {label!r} is not of the form key=value")
+        parsed[key] = value
+    return parsed
+
+
+def default_memory_mib(root: Path = Path("/")) -> int:
+    """80 % of what this machine, or the cgroup that we are in, has."""
+    page_kib = next(
+        int(line.split()[1])
+        for line in (root / "proc/meminfo").read_text().splitlines()
+        if line.startswith("MemTotal:")
+    )
+    limits = [page_kib // 1024]
+    for path in ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            text = (root / path).read_text().strip()
+        except OSError:
+            continue
+        if text.isdecimal():
+            limits.append(int(text) // (1024 * 1024))
+    return int(min(limits) * _DEFAULT_MEMORY_SHARE)
+
+
+def default_cpus() -> float:
+    """CPUs that this process may run on."""
+    return float(len(os.sched_getaffinity(0)))

@@ -1,0 +1,179 @@
+"""Puts the agent together and runs it until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import os
+import shutil
+import signal
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Final
+
+import structlog
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from lambent.errors import UnavailableError
+from lambent.v1 import node_pb2_grpc, record_pb2
+from lambent_common.etcd import EtcdClient
+from lambent_common.grpc_server import GrpcServer
+from lambent_common.log_streams import ensure_log_streams
+from lambent_common.nats import connect_nats
+from lambent_common.packages import PackageStore
+from lambent_common.readiness import announce_ready
+from lambent_node_agent.admission import Admission, Resources
+from lambent_node_agent.code_cache import CodeCache
+from lambent_node_agent.logs.budget import IngestBudget
+from lambent_node_agent.logs.publisher import LogPublisher
+from lambent_node_agent.node import Node
+from lambent_node_agent.registration import Registration
+from lambent_node_agent.sandbox import SandboxConfig, SandboxError, SandboxHost
+from lambent_node_agent.service import NodeServicer
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from lambent_node_agent.config import AgentConfig
+
+log = structlog.get_logger(__name__)
+
+_SERVICES: Final = ("lambent.v1.NodeService",)
+_REGISTRATION_TIMEOUT_S: Final = 15.0
+# What functions logged last goes out before the agent does, if NATS takes it.
+_LAST_LOGS_TIMEOUT_S: Final = 2.0
+_STREAMS_GRACE_S: Final = 0.5
+
+
+async def serve(config: AgentConfig, ready_fd: int | None) -> None:
+    """Run the agent until SIGTERM or SIGINT. Call `enter_private_mount_namespace` before, in the main thread.
+
+    Raises:
+        UnavailableError: etcd or NATS cannot be reached, the address is taken, or sandboxes cannot be made here.
+    """
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    async with AsyncExitStack() as stack:
+        etcd = await stack.enter_async_context(await EtcdClient.connect(config.etcd, config.credentials))
+        nats = await connect_nats(config.nats, config.credentials, f"agent {config.node_id}")
+        stack.push_async_callback(nats.close)
+        jetstream = nats.jetstream()
+        await ensure_log_streams(jetstream)
+        packages = await PackageStore.open(jetstream)
+        code = CodeCache(config.state_dir / "code", packages)
+        await code.open()
+        sandboxes = await _open_sandboxes(config, stack)
+        publisher = LogPublisher(jetstream)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                agent = _Agent(config, sandboxes, code, publisher, tasks)
+                await agent.run(etcd, stopping, ready_fd)
+        except BaseExceptionGroup as group:
+            # One failure ends the agent; the others are what it took with it.
+            raise _first(group) from group
+
+
+async def _open_sandboxes(config: AgentConfig, stack: AsyncExitStack) -> SandboxHost:
+    sandbox_config = SandboxConfig(state_dir=config.state_dir, owner=config.owner, pool_size=config.pool_size)
+    try:
+        sandboxes = await stack.enter_async_context(SandboxHost(sandbox_config))
+        if not sandboxes.runtimes:
+            raise UnavailableError("this machine has no interpreter that functions could run in")
+        sandboxes.protect_control_plane(os.getpid())
+    except SandboxError as error:
+        raise UnavailableError(f"sandboxes cannot be made here: {error}; `lambent doctor` tells more") from error
+    return sandboxes
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+class _Agent:
+    """The parts, connected to each other."""
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        sandboxes: SandboxHost,
+        code: CodeCache,
+        publisher: LogPublisher,
+        tasks: asyncio.TaskGroup,
+    ) -> None:
+        self._config = config
+        self._sandboxes = sandboxes
+        self._publisher = publisher
+        self._tasks = tasks
+        self._capacity = Resources(config.memory_mib, int(config.cpus * 1000), _disk_mib(config.state_dir))
+        self._node = Node(
+            node_id=config.node_id,
+            sandboxes=sandboxes,
+            code=code,
+            admission=Admission(self._capacity),
+            log_sink=publisher,
+            budget=IngestBudget(),
+            tasks=tasks,
+        )
+        self._server = GrpcServer(token=config.credentials.token, services=_SERVICES)
+        node_pb2_grpc.add_NodeServiceServicer_to_server(NodeServicer(self._node), self._server.server)
+
+    async def run(self, etcd: EtcdClient, stopping: asyncio.Event, ready_fd: int | None) -> None:
+        """Serve until `stopping` is set, then end everything in order."""
+        config = self._config
+        publishing = self._tasks.create_task(self._publisher.run())
+        telling = self._tasks.create_task(self._node.run())
+        port = await self._server.start(config.listen)
+        address = config.address(port)
+        capacity = self._capacity.as_map()
+        registration = Registration(
+            etcd,
+            config.etcd,
+            config.credentials,
+            record=self._record(address),
+            capacity=capacity,
+            status=self._node.status,
+        )
+        registering = self._tasks.create_task(registration.run())
+        try:
+            async with asyncio.timeout(_REGISTRATION_TIMEOUT_S):
+                await registration.wait_until_registered()
+        except TimeoutError as error:
+            raise UnavailableError(f"etcd took no record of the node within {_REGISTRATION_TIMEOUT_S:g} s") from error
+        announce_ready(ready_fd, grpc=address)
+        log.info("ready", node_id=config.node_id, grpc=address, runtimes=self._sandboxes.runtimes, **capacity)
+        await stopping.wait()
+
+        log.info("stopping", node_id=config.node_id, environments=len(self._node.environments))
+        await registration.drain()
+        await self._node.shut_down(config.drain_s)
+        registering.cancel()
+        await asyncio.wait((registering,))
+        await self._server.stop(_STREAMS_GRACE_S)
+        telling.cancel()
+        try:
+            async with asyncio.timeout(_LAST_LOGS_TIMEOUT_S):
+                await self._publisher.wait_until_idle()
+        except TimeoutError:
+            log.warning("last_logs_lost", node_id=config.node_id)
+        publishing.cancel()
+
+    def _record(self, address: str) -> record_pb2.NodeRecord:
+        start_time = Timestamp()
+        start_time.GetCurrentTime()
+        return record_pb2.NodeRecord(
+            node_id=self._config.node_id,
+            address=address,
+            capacity=self._capacity.as_map(),
+            labels=self._config.labels,
+            runtimes=self._sandboxes.runtimes,
+            agent_version=importlib.metadata.version("lambent"),
+            start_time=start_time,
+        )
+
+
+def _disk_mib(state_dir: Path) -> int:
+    return shutil.disk_usage(state_dir).free // (1024 * 1024)

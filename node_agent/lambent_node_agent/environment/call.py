@@ -1,0 +1,209 @@
+"""One invocation as a call on a scheduler's stream: its payload comes in, its answer goes out, both under credit."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final, Protocol
+
+from lambent.errors import InvalidRequestContentError, RequestTooLargeError, ServiceError
+from lambent.framing import INITIAL_CREDIT_BYTES, MAX_PAYLOAD_BYTES, MAX_PIECE_BYTES, Body, FrameWriter
+from lambent.v1 import frame_pb2, node_pb2
+from lambent_node_agent.environment.failures import MAX_RESPONSE_BYTES, MAX_STREAMED_BYTES
+from lambent_node_agent.environment.trace import xray_trace_id
+from lambent_runtime.channel import InvokeHeader, encode_invoke
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# Credit is given back in halves, so that a window frame goes with two pieces and the sender never runs dry.
+_GRANT_AT_BYTES: Final = INITIAL_CREDIT_BYTES // 2
+# What a streamed answer may have waiting here before the runtime is no longer read.
+_STREAM_HIGH_BYTES: Final = INITIAL_CREDIT_BYTES
+
+
+class CallStream(Protocol):
+    """The scheduler's stream that a call came on."""
+
+    writer: FrameWriter[node_pb2.NodeEvent]
+
+    def forget(self, call: Call) -> None:
+        """The call's END has left."""
+
+
+class Call:
+    """A call between its OPEN and its END.
+
+    Args:
+        call_id: Its id on the stream.
+        opening: Its OPEN.
+        stream: Where it came from, and where its answer goes.
+    """
+
+    __slots__ = (
+        "_answer",
+        "_collected",
+        "_granted",
+        "_on_room",
+        "_pieces",
+        "_size_bytes",
+        "_stream",
+        "answered_bytes",
+        "call_id",
+        "complete",
+        "ended",
+        "opening",
+        "too_large",
+    )
+
+    def __init__(self, call_id: int, opening: node_pb2.InvokeOpen, stream: CallStream) -> None:
+        self.call_id = call_id
+        self.opening = opening
+        self.complete = opening.complete
+        self.ended = False
+        self.too_large = False
+        self.answered_bytes = 0
+        self._stream: CallStream | None = stream
+        self._size_bytes = len(opening.payload)
+        self._pieces: list[bytes] = []
+        self._granted = 0
+        self._answer: Body[node_pb2.NodeEvent] | None = None
+        self._collected = bytearray()
+        self._on_room: Callable[[], None] | None = None
+
+    def abandon(self) -> None:
+        """The scheduler is gone: nothing is sent any more, and nothing waits for credit."""
+        if self._answer is not None:
+            self._answer.abandon()
+        self._stream = self._answer = None
+        self._make_room()
+
+    # Payload, in
+
+    def payload_piece(self, payload: bytes) -> None:
+        """Take a piece of the payload and give credit for more.
+
+        Raises:
+            RequestTooLargeError: The payload is over 6 MiB.
+            InvalidRequestContentError: It had ended.
+        """
+        if self.complete:
+            raise InvalidRequestContentError("a frame of payload came after the end of the payload")
+        self._size_bytes += len(payload)
+        if self._size_bytes > MAX_PAYLOAD_BYTES:
+            raise RequestTooLargeError(
+                f"Request must be smaller than {MAX_PAYLOAD_BYTES} bytes for the InvokeFunction operation"
+            )
+        self._pieces.append(payload)
+        self._granted += len(payload)
+        if self._granted >= _GRANT_AT_BYTES and self._stream is not None:
+            window = frame_pb2.Window(credit_bytes=self._granted)
+            self._stream.writer.send(node_pb2.NodeEvent(call_id=self.call_id, window=window))
+            self._granted = 0
+
+    def payload_end(self, payload: bytes) -> None:
+        """Take the last piece. Raises as `payload_piece`."""
+        self.payload_piece(payload)
+        self.complete = True
+
+    def invoke_frame(self, timeout_s: float) -> bytes:
+        """Make the frame that the runtime gets; the payload is not kept.
+
+        Raises:
+            ValueError: The header or the payload is over its bound.
+        """
+        opening = self.opening
+        header = InvokeHeader(
+            request_id=opening.request_id,
+            deadline_ms=int((time.time() + timeout_s) * 1000),
+            invoked_function_arn=opening.invoked_function_arn,
+            trace_id=xray_trace_id(opening.traceparent),
+            client_context=opening.client_context.decode(errors="replace") if opening.client_context else None,
+            streaming=opening.streaming,
+        )
+        event = opening.payload
+        if self._pieces:
+            event = b"".join((event, *self._pieces))
+            self._pieces.clear()
+        return encode_invoke(header, event)
+
+    # Answer, out
+
+    def chunk(self, data: bytes) -> None:
+        """Take a piece of a streamed answer: send it on, or keep it for a caller who wants the answer whole."""
+        self.answered_bytes += len(data)
+        limit = MAX_STREAMED_BYTES if self.opening.streaming else MAX_RESPONSE_BYTES
+        if self.answered_bytes > limit:
+            self.too_large = True
+            self._collected.clear()
+        elif not self.opening.streaming:
+            self._collected += data
+        elif self._stream is not None:
+            self._body(self._stream).push(data)
+
+    def collected(self) -> bytes:
+        """Give what `chunk` kept."""
+        return bytes(self._collected)
+
+    def has_room(self, on_room: Callable[[], None]) -> bool:
+        """Tell whether more of a streamed answer can be taken; if not, `on_room` is called once it can."""
+        if self._answer is None or self._answer.buffered_bytes < _STREAM_HIGH_BYTES:
+            return True
+        self._on_room = on_room
+        return False
+
+    def grant(self, credit_bytes: int) -> None:
+        """The scheduler can take more of the answer."""
+        if self._answer is not None:
+            self._answer.grant(credit_bytes)
+
+    def answer(self, end: frame_pb2.End, payload: bytes = b"") -> None:
+        """Send the rest of the body and the END."""
+        assert not self.ended, self.opening.request_id
+        self.ended = True
+        stream = self._stream
+        if stream is None:
+            return
+        if self._answer is None and len(payload) <= MAX_PIECE_BYTES:
+            end.payload = payload
+            stream.forget(self)
+            stream.writer.send(node_pb2.NodeEvent(call_id=self.call_id, end=end), len(payload))
+            return
+        body = self._body(stream)
+        body.push(payload)
+        if not body.buffered_bytes:
+            stream.forget(self)
+        body.finish(node_pb2.NodeEvent(call_id=self.call_id, end=end))
+
+    def fail(self, error: ServiceError) -> None:
+        """Answer that the call failed outside the function."""
+        self.answer(
+            frame_pb2.End(
+                service_error=frame_pb2.ServiceError(
+                    reason=error.aws_name,
+                    message=error.message,
+                    status_code=error.status.value[0],
+                    dispatched=error.dispatched,
+                    details=error.details,
+                )
+            )
+        )
+
+    def _body(self, stream: CallStream) -> Body[node_pb2.NodeEvent]:
+        if self._answer is None:
+            self._answer = Body(stream.writer, self._data_event, self._sent)
+        return self._answer
+
+    def _data_event(self, piece: bytes) -> node_pb2.NodeEvent:
+        return node_pb2.NodeEvent(call_id=self.call_id, data=frame_pb2.Data(payload=piece))
+
+    def _sent(self, _size: int) -> None:
+        assert self._answer is not None
+        if self.ended and not self._answer.buffered_bytes and self._stream is not None:
+            self._stream.forget(self)  # the END needs no credit: it leaves next
+        if self._answer.buffered_bytes < _STREAM_HIGH_BYTES // 2:
+            self._make_room()
+
+    def _make_room(self) -> None:
+        on_room, self._on_room = self._on_room, None
+        if on_room is not None:
+            on_room()

@@ -1,0 +1,293 @@
+"""The vocabulary of an execution environment's life: phases, state, events and actions.
+
+Everything here is immutable. `machine.step` turns one state and one event into the next state and what must be done.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+
+class Phase(enum.Enum):
+    """Where an environment is in its life."""
+
+    STARTING = "starting"
+    """The sandbox is being made and the code fetched."""
+    INIT = "init"
+    """The first runtime loads the handler."""
+    IDLE = "idle"
+    """An invocation can be taken."""
+    INVOKE = "invoke"
+    """An invocation runs, or waits here for the runtime to load the handler again."""
+    RESET = "reset"
+    """The runtime is being killed, or a new one loads the handler while no invocation waits."""
+    SHUTDOWN = "shutdown"
+    """The sandbox is being taken down; nothing follows."""
+
+
+# Which phase may follow which. A self-loop is not listed: staying is always legal.
+MOVES: Final[dict[Phase, frozenset[Phase]]] = {
+    Phase.STARTING: frozenset({Phase.INIT, Phase.SHUTDOWN}),
+    Phase.INIT: frozenset({Phase.IDLE, Phase.RESET, Phase.SHUTDOWN}),
+    Phase.IDLE: frozenset({Phase.INVOKE, Phase.RESET, Phase.SHUTDOWN}),
+    Phase.INVOKE: frozenset({Phase.IDLE, Phase.RESET, Phase.SHUTDOWN}),
+    Phase.RESET: frozenset({Phase.IDLE, Phase.INVOKE, Phase.SHUTDOWN}),
+    Phase.SHUTDOWN: frozenset(),
+}
+
+INIT_TIMEOUT_S: Final = 10.0  # AWS Lambda: the init phase is limited to 10 seconds
+# The sandbox itself gives up after 5 s; this is for a sandbox that does not even say so.
+KILL_TIMEOUT_S: Final = 8.0
+
+
+class RuntimeState(enum.Enum):
+    """What is known of the runtime process in the sandbox."""
+
+    ABSENT = "absent"
+    INITIALISING = "initialising"
+    READY = "ready"
+    DYING = "dying"
+
+
+class Invocation(NamedTuple):
+    """One invocation as the machine sees it; its payload stays with the shell."""
+
+    request_id: str
+    timeout_s: float
+    """The smaller of the function's timeout and the caller's."""
+
+
+class RuntimeFailure(NamedTuple):
+    """Why a runtime is of no more use.
+
+    `error_json` is set when the runtime itself described the failure; otherwise the payload is made from the other two.
+    """
+
+    error_type: str
+    message: str
+    error_json: bytes = b""
+
+
+class Outcome(NamedTuple):
+    """How an invocation ended. At most one of `failure_json` and `service_reason` is set."""
+
+    payload: bytes = b""
+    """What is left of the body to send, when the invocation succeeded."""
+    failure_json: bytes = b""
+    """The function error, when the function failed."""
+    service_reason: str = ""
+    """AWS name of the service error, when the call failed outside the function."""
+    service_message: str = ""
+    error_type: str = ""
+    """Written to the REPORT line; empty for a success and for an exception that the handler raised."""
+    timed_out: bool = False
+    error_line: str = ""
+    """Platform line that stands before END; empty when there is none."""
+
+
+class Figures(NamedTuple):
+    """What an invocation cost."""
+
+    duration_us: int
+    billed_duration_ms: int
+    init_duration_us: int
+    max_memory_used_mib: int
+    cold_start: bool
+
+
+class Facts(NamedTuple):
+    """What never changes about an environment."""
+
+    environment_id: str
+    version: str
+    """Version of the function, "$LATEST" or a number."""
+    memory_mib: int
+    init_start_line: str
+
+
+class Environment(NamedTuple):
+    """State of one execution environment. Replaced, never changed."""
+
+    facts: Facts
+    phase: Phase = Phase.STARTING
+    runtime: RuntimeState = RuntimeState.ABSENT
+    deadline: float = math.inf
+    """Monotonic time at which a `Tick` has something to do."""
+    init_started: float = 0.0
+    init_duration_us: int = 0
+    """Of the first init when it succeeded; what a cold start reports."""
+    invoked: bool = False
+    """True from the first invocation on."""
+    announced: bool = False
+    """True once the scheduler was told that the environment can serve."""
+    invocation: Invocation | None = None
+    started: float = 0.0
+    """When the invocation came."""
+    cold: bool = False
+    """True when the invocation is the environment's first."""
+    start_logged: bool = False
+    """True when the START line of the invocation has been written."""
+    outcome: Outcome | None = None
+    """Decided, to be answered when the runtime is dead."""
+    ended: float = 0.0
+    """When the runtime that is being killed had failed."""
+    failed_init: RuntimeFailure | None = None
+    """Why the runtime that is being killed did not come through its init. An empty type means a timeout."""
+    restart: bool = False
+    """True when a new runtime is to start once the old one is dead."""
+    stop_reason: str = ""
+    """Set when the environment is to end after its invocation."""
+
+
+# Events
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxReady:
+    """The sandbox has its limits and its code."""
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxLost:
+    """The sandbox could not be made, or its first process is gone."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeReady:
+    """The runtime has loaded the handler."""
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeFailed:
+    """The runtime reported an init error, exited, or broke the protocol."""
+
+    failure: RuntimeFailure
+    max_memory_used_mib: int
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeKilled:
+    """No process of the runtime is left, and its output has been read."""
+
+    max_memory_used_mib: int
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """A scheduler wants an invocation to run."""
+
+    invocation: Invocation
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The handler answered; everything it printed has been read."""
+
+    outcome: Outcome
+    max_memory_used_mib: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """The caller no longer wants the running invocation."""
+
+    wall_time: str
+    """ISO 8601 in UTC, for the log."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed; perhaps the deadline."""
+
+    wall_time: str
+    """ISO 8601 in UTC, for the log."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """The environment is to end."""
+
+    reason: str
+    drain: bool
+    max_memory_used_mib: int
+
+
+Event = (
+    SandboxReady
+    | SandboxLost
+    | RuntimeReady
+    | RuntimeFailed
+    | RuntimeKilled
+    | Open
+    | Finished
+    | Cancelled
+    | Tick
+    | Stop
+)
+
+
+# Actions
+
+
+@dataclass(frozen=True, slots=True)
+class StartRuntime:
+    """Start a runtime in the sandbox."""
+
+
+@dataclass(frozen=True, slots=True)
+class KillRuntime:
+    """Kill every process but the sandbox's first, read what they printed, then say RuntimeKilled."""
+
+
+@dataclass(frozen=True, slots=True)
+class LimitCpu:
+    """Put the CPU quota into force."""
+
+
+@dataclass(frozen=True, slots=True)
+class SendInvoke:
+    """Hand the invocation to the runtime."""
+
+
+@dataclass(frozen=True, slots=True)
+class WriteLog:
+    """Write a platform line to the function's log."""
+
+    line: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The invocation is over."""
+
+    outcome: Outcome
+    figures: Figures
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """The environment cannot take the invocation; it was not dispatched."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReportReady:
+    """Tell the scheduler that the environment can serve."""
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Take the sandbox down, give its resources back, then tell the scheduler."""
+
+    reason: str
+    message: str
+
+
+Action = StartRuntime | KillRuntime | LimitCpu | SendInvoke | WriteLog | Answer | Refuse | ReportReady | Close

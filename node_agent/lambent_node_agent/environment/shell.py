@@ -1,0 +1,415 @@
+"""One execution environment in the flesh: feeds the state machine with what happens and does what it says.
+
+Everything runs on the event loop. On the warm path nothing here waits and no task is made: the scheduler's OPEN is
+written to the runtime's channel at once, and the runtime's answer is put into the outgoing batch at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
+
+import structlog
+
+from lambent.errors import (
+    InvalidRequestContentError,
+    LambentError,
+    UnavailableError,
+    service_error,
+)
+from lambent.v1 import frame_pb2
+from lambent_node_agent.admission import cpu_millis_of
+from lambent_node_agent.environment import failures, model
+from lambent_node_agent.environment.machine import step
+from lambent_node_agent.environment.runtime_link import RuntimeLink
+from lambent_node_agent.environment.variables import function_variables, region_of
+from lambent_node_agent.logs import platform_lines
+from lambent_node_agent.logs.environment_log import EnvironmentLog, wall_time
+from lambent_node_agent.sandbox import Sandbox, SandboxError, SandboxHost
+from lambent_runtime.channel import Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from lambent.v1 import node_pb2
+    from lambent_node_agent.code_cache import CodeCache
+    from lambent_node_agent.environment.call import Call
+    from lambent_node_agent.environment.model import RuntimeFailure
+
+log = structlog.get_logger(__name__)
+
+# Fetching 50 MiB over a slow network, and a pool that is empty; nobody waits longer for a cold start.
+_START_TIMEOUT_S: Final = 60.0
+# The sandbox gives up after 5 s; this is for one that hangs elsewhere.
+_CLOSE_TIMEOUT_S: Final = 15.0
+
+
+class EnvironmentOwner(Protocol):
+    """The node: lends what environments share, and hears of them."""
+
+    node_id: str
+    sandboxes: SandboxHost
+    code: CodeCache
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None], environment: EnvironmentShell) -> asyncio.Task[None]:
+        """Run something for an environment; its failure ends the environment and nothing else."""
+
+    def environment_ready(self, environment: EnvironmentShell) -> None:
+        """The environment can serve."""
+
+    def environment_stopped(self, environment: EnvironmentShell, reason: str, message: str) -> None:
+        """The environment is gone and its resources are free."""
+
+    def call_ended(self, environment: EnvironmentShell) -> None:
+        """An invocation was answered."""
+
+
+class EnvironmentShell:
+    """Drives one environment from the order to make it until it is gone.
+
+    Args:
+        start: The order.
+        owner: The node.
+        environment_log: Where its output goes.
+    """
+
+    def __init__(
+        self, start: node_pb2.StartEnvironment, owner: EnvironmentOwner, environment_log: EnvironmentLog
+    ) -> None:
+        self.order = start
+        self.environment_id = start.environment_id
+        self.ordered_at = time.monotonic()
+        self.call: Call | None = None
+        self._owner = owner
+        self._log = environment_log
+        self._timeout_s = start.timeout_us / 1e6
+        init_start = platform_lines.init_start(start.runtime, region_of(start.function_arn))
+        self.state = model.Environment(model.Facts(start.environment_id, start.version, start.memory_mib, init_start))
+        self._loop = asyncio.get_running_loop()
+        self._sandbox: Sandbox | None = None
+        self._holds_code = False
+        self._link: RuntimeLink | None = None
+        self._runtime_order = asyncio.Lock()  # starting and killing do not overlap
+        self._starting: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = math.inf
+        self._queued: deque[model.Event] = deque()
+        self._stepping = False
+
+    @property
+    def idle(self) -> bool:
+        """True when it can take an invocation."""
+        return self.state.phase is model.Phase.IDLE
+
+    @property
+    def serving(self) -> bool:
+        """True while an invocation is not answered."""
+        return self.state.invocation is not None
+
+    # What the scheduler orders
+
+    def start(self) -> None:
+        """Make the sandbox and start the first runtime."""
+        self._starting = self._owner.spawn(self._start(), self)
+
+    def invoke(self, call: Call) -> None:
+        """Run an invocation whose payload is complete, or refuse it."""
+        if self.call is not None:
+            call.fail(UnavailableError("the environment serves another invocation"))
+            return
+        timeout_s = self._timeout_s
+        if call.opening.timeout_us:
+            timeout_s = min(timeout_s, call.opening.timeout_us / 1e6)
+        self.call = call
+        if call.opening.log_tail:
+            self._log.begin_tail()
+        self.feed(model.Open(model.Invocation(call.opening.request_id, timeout_s)))
+
+    def cancel(self, call: Call) -> None:
+        """End an invocation that is no longer wanted."""
+        if self.call is call:
+            self.feed(model.Cancelled(wall_time()))
+
+    def stop(self, reason: str, *, drain: bool) -> None:
+        """End the environment, with `drain` after the invocation that runs."""
+        if self.state.phase is model.Phase.SHUTDOWN:
+            return
+        if not drain:
+            self._drain_log()
+        self.feed(model.Stop(reason, drain, self._peak_memory_mib()))
+
+    def fail(self, message: str) -> None:
+        """End the environment because of a defect of the agent."""
+        self.feed(model.SandboxLost("sandbox", message))
+
+    # The one place that steps and acts
+
+    def feed(self, event: model.Event) -> None:
+        """Apply an event and do what follows. An event that arises meanwhile is applied after it."""
+        self._queued.append(event)
+        if self._stepping:
+            return
+        self._stepping = True
+        try:
+            while self._queued:
+                self.state, actions = step(self.state, self._queued.popleft(), time.monotonic())
+                for action in actions:
+                    self._acts[type(action)](self, action)
+        finally:
+            self._stepping = False
+        if self.state.deadline < self._timer_at:
+            self._arm(self.state.deadline)
+
+    def _arm(self, deadline: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        # A timer that is too early does no harm, so one that is set stays: as a rule none is set for an invocation.
+        self._timer_at = deadline
+        self._timer = self._loop.call_later(max(0.001, deadline - time.monotonic()), self._timer_fired)
+
+    def _timer_fired(self) -> None:
+        self._timer, self._timer_at = None, math.inf
+        deadline = self.state.deadline
+        if deadline == math.inf:
+            return
+        if time.monotonic() < deadline:
+            self._arm(deadline)
+        else:
+            self._drain_log()
+            self.feed(model.Tick(wall_time()))
+
+    # Actions
+
+    def _write_log(self, action: model.WriteLog) -> None:
+        self._log.platform(action.line)
+
+    def _send_invoke(self, _action: model.SendInvoke) -> None:
+        assert self.call is not None
+        assert self._link is not None
+        assert self.state.invocation is not None
+        try:
+            frame = self.call.invoke_frame(self.state.deadline - time.monotonic())
+        except ValueError as error:
+            outcome = model.Outcome(
+                service_reason=InvalidRequestContentError.aws_name, service_message=f"The call cannot be sent: {error}."
+            )
+            self.feed(model.Finished(outcome, self._peak_memory_mib()))
+            return
+        self._link.send(frame)
+
+    def _answer(self, action: model.Answer) -> None:
+        call, self.call = self.call, None
+        assert call is not None
+        outcome, figures, opening = action.outcome, action.figures, call.opening
+        end = frame_pb2.End(
+            report=frame_pb2.InvocationReport(
+                request_id=opening.request_id,
+                executed_version=self.order.version,
+                duration_us=figures.duration_us,
+                billed_duration_ms=figures.billed_duration_ms,
+                init_duration_us=figures.init_duration_us,
+                queue_us=opening.queue_us,
+                memory_size_mib=self.order.memory_mib,
+                max_memory_used_mib=figures.max_memory_used_mib,
+                cold_start=figures.cold_start,
+                node_id=self._owner.node_id,
+                environment_id=self.environment_id,
+                log_tail=self._log.take_tail(),
+            )
+        )
+        if outcome.service_reason:
+            end.service_error.CopyFrom(_service_error(outcome))
+        elif outcome.failure_json:
+            end.function_error = "Unhandled"
+            end.error_payload = outcome.failure_json
+        call.answer(end, outcome.payload)
+        self._owner.call_ended(self)
+
+    def _refuse(self, action: model.Refuse) -> None:
+        call, self.call = self.call, None
+        assert call is not None
+        self._log.take_tail()
+        call.fail(UnavailableError(f"the environment {self.environment_id} takes no invocation: {action.message}"))
+
+    def _limit_cpu(self, _action: model.LimitCpu) -> None:
+        assert self._sandbox is not None
+        try:
+            self._sandbox.limit_cpu()
+        except SandboxError as error:
+            self.feed(model.SandboxLost("sandbox", str(error)))
+
+    def _report_ready(self, _action: model.ReportReady) -> None:
+        self._owner.environment_ready(self)
+
+    def _start_runtime(self, _action: model.StartRuntime) -> None:
+        self._owner.spawn(self._start_process(), self)
+
+    def _kill_runtime(self, _action: model.KillRuntime) -> None:
+        if self._link is not None:
+            self._link.silence()
+        self._owner.spawn(self._kill_process(), self)
+
+    def _close(self, action: model.Close) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._starting is not None and not self._starting.done():
+            self._starting.cancel()
+        self._owner.spawn(self._take_down(action.reason, action.message), self)
+
+    # What does each action; a value takes the action that is its key.
+    _acts: ClassVar[dict[type, Callable[[EnvironmentShell, Any], None]]] = {
+        model.WriteLog: _write_log,
+        model.SendInvoke: _send_invoke,
+        model.Answer: _answer,
+        model.Refuse: _refuse,
+        model.LimitCpu: _limit_cpu,
+        model.ReportReady: _report_ready,
+        model.StartRuntime: _start_runtime,
+        model.KillRuntime: _kill_runtime,
+        model.Close: _close,
+    }
+
+    # What takes time
+
+    async def _start(self) -> None:
+        order = self.order
+        try:
+            async with asyncio.timeout(_START_TIMEOUT_S):
+                code_dir = await self._owner.code.acquire(order.code_sha256)
+                self._holds_code = True
+                self._sandbox = await self._owner.sandboxes.create(order.runtime)
+                self._sandbox.exited.add_done_callback(self._sandbox_exited)
+                await self._sandbox.specialise(
+                    code_dir, order.memory_mib, cpu_millis_of(order.memory_mib), order.ephemeral_storage_mib
+                )
+        except SandboxError as error:
+            self.feed(model.SandboxLost("sandbox", str(error)))
+        except (LambentError, OSError) as error:
+            self.feed(model.SandboxLost("code", f"the code cannot be had: {error}"))
+        except TimeoutError:
+            reason = "sandbox" if self._holds_code else "code"
+            self.feed(model.SandboxLost(reason, f"the environment was not made within {_START_TIMEOUT_S:g} s"))
+        else:
+            self.feed(model.SandboxReady())
+
+    async def _start_process(self) -> None:
+        async with self._runtime_order:
+            if self._sandbox is None or self.state.runtime is not model.RuntimeState.INITIALISING:
+                return
+            variables = function_variables(self.order, self._log.stream_name)
+            try:
+                process = await self._sandbox.start_runtime(self.order.handler, variables)
+            except SandboxError as error:
+                self.feed(model.SandboxLost("sandbox", str(error)))
+                return
+            self._link = RuntimeLink(process, self._log, self)
+            await self._link.open()
+
+    async def _kill_process(self) -> None:
+        async with self._runtime_order:
+            assert self._sandbox is not None
+            link = self._link
+            if link is not None:
+                link.silence()
+            try:
+                await self._sandbox.kill_runtime()
+            except SandboxError as error:
+                self.feed(model.SandboxLost("sandbox", str(error)))
+                return
+            if link is not None:
+                link.close()
+                self._link = None
+        self.feed(model.RuntimeKilled(self._peak_memory_mib()))
+
+    async def _take_down(self, reason: str, message: str) -> None:
+        if self._starting is not None:
+            await asyncio.wait([self._starting])
+        if self._link is not None:
+            self._link.silence()
+        async with self._runtime_order:
+            if self._sandbox is not None:
+                self._sandbox.exited.remove_done_callback(self._sandbox_exited)
+                try:
+                    async with asyncio.timeout(_CLOSE_TIMEOUT_S):
+                        await self._sandbox.close()
+                except (SandboxError, TimeoutError):
+                    log.exception("sandbox_not_closed", environment_id=self.environment_id)
+            if self._link is not None:
+                self._link.close()
+                self._link = None
+        self._log.close()
+        if self._holds_code:
+            self._holds_code = False
+            self._owner.code.release(self.order.code_sha256)
+        self._owner.environment_stopped(self, reason, message)
+
+    # What the runtime says
+
+    def frame_received(self, kind: int, body: bytes) -> None:
+        """Pass an answer on to the machine. Called by the link."""
+        if kind == Kind.READY:
+            self._drain_log()
+            self.feed(model.RuntimeReady())
+        elif kind == Kind.INIT_ERROR:
+            self.runtime_failed(failures.init_failure(body))
+        elif kind == Kind.CHUNK:
+            self._chunk(body)
+        elif self.call is None or self.state.runtime is not model.RuntimeState.READY:
+            self.runtime_failed(failures.violation_failure(f"{Kind(kind).name} that nobody asked for"))
+        elif self.call.too_large:
+            self.result_too_large()
+        elif kind == Kind.RESULT:
+            if self.call.answered_bytes:
+                self.runtime_failed(failures.violation_failure("RESULT inside a streamed answer"))
+            else:
+                self._finish(model.Outcome(payload=body))
+        elif kind == Kind.STREAM_END:
+            self._finish(model.Outcome(payload=self.call.collected()))
+        else:
+            self._finish(model.Outcome(failure_json=body))
+
+    def result_too_large(self) -> None:
+        """Turn an answer over the limit into a function error. Called by the link."""
+        self._finish(model.Outcome(failure_json=failures.too_large_json(), error_type=failures.RESPONSE_TOO_LARGE))
+
+    def runtime_failed(self, failure: RuntimeFailure) -> None:
+        """The runtime is of no more use. Called by the link."""
+        self._drain_log()
+        self.feed(model.RuntimeFailed(failure, self._peak_memory_mib()))
+
+    def _finish(self, outcome: model.Outcome) -> None:
+        self._drain_log()
+        self.feed(model.Finished(outcome, self._peak_memory_mib()))
+
+    def _chunk(self, body: bytes) -> None:
+        call, link = self.call, self._link
+        if call is None or link is None or self.state.runtime is not model.RuntimeState.READY:
+            self.runtime_failed(failures.violation_failure("CHUNK that nobody asked for"))
+            return
+        call.chunk(body)
+        if not call.has_room(link.resume):
+            link.pause()
+
+    def _sandbox_exited(self, _exited: asyncio.Future[None]) -> None:
+        self._drain_log()
+        self.feed(model.SandboxLost("exited", "the first process of its sandbox is gone"))
+
+    def _drain_log(self) -> None:
+        if self._link is not None:
+            self._link.drain_log()
+
+    def _peak_memory_mib(self) -> int:
+        return self._sandbox.peak_memory_mib() if self._sandbox is not None else 0
+
+
+def _service_error(outcome: model.Outcome) -> frame_pb2.ServiceError:
+    error = service_error(outcome.service_reason, outcome.service_message)
+    return frame_pb2.ServiceError(
+        reason=error.aws_name,
+        message=error.message,
+        status_code=error.status.value[0],
+        dispatched=not isinstance(error, InvalidRequestContentError),  # the only one that never reached the runtime
+    )

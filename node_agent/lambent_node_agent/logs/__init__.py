@@ -1,0 +1,1 @@
+"""What functions print and what the platform adds to it, on its way to the log streams."""

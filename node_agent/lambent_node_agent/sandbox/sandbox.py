@@ -1,0 +1,290 @@
+"""One sandbox, from the agent's side."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from typing import TYPE_CHECKING
+
+from lambent_node_agent.cgroups import CgroupError
+from lambent_runtime import messages
+
+from . import mounts
+from .errors import SandboxError
+from .runtime_process import ExitStatus, RuntimeProcess
+from .slots import PLACES
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+    from pathlib import Path
+
+    from .slots import Slot
+    from .zygote_client import Zygote
+
+SETUP_TIMEOUT_S = 10.0
+"""For the recipe, which takes milliseconds; a machine this far behind cannot run functions."""
+KILL_TIMEOUT_S = 5.0
+"""For SIGKILL to end every process: one stuck in the kernel beyond that costs the sandbox."""
+_MIB = 1 << 20
+
+
+async def fork_into(slot: Slot, zygote: Zygote) -> tuple[socket.socket, int]:
+    """Fork a process that sets itself up as the slot's sandbox.
+
+    Returns:
+        The control socket and a pidfd of its PID 1, for `Sandbox`.
+
+    Raises:
+        SandboxError: The kernel or the zygote refused. The slot stays the caller's.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setblocking(False)
+    given: list[int] = []
+    try:
+        with mounts.reported("places of a sandbox"):
+            places_fds = slot.copy_places()
+        given += places_fds
+        places = list(zip(places_fds, PLACES.values(), strict=True))
+        entrances = slot.group.open_entrances()
+        given += entrances
+        process_fd = await zygote.fork(slot.uid, theirs, places, entrances)
+    except CgroupError as error:
+        ours.close()
+        raise SandboxError(str(error)) from error
+    except BaseException:
+        ours.close()  # a fork that nobody waits for any more ends by this
+        raise
+    finally:
+        theirs.close()
+        for fd in given:
+            os.close(fd)
+    return ours, process_fd
+
+
+class Sandbox:
+    """Namespaces, control groups and a reaper, in which runtime processes of one function run one after the other.
+
+    Make it with `SandboxHost.create`; then `specialise` once, `start_runtime` as often as the one before has ended, and
+    `close`. Methods are called from the event loop that made it, one at a time.
+
+    Attributes:
+        runtime: Name of the runtime it can start.
+        exited: Set when the reaper, and so everything in the sandbox, has ended. `close` is still due.
+    """
+
+    def __init__(
+        self,
+        runtime: str,
+        slot: Slot,
+        control: socket.socket,
+        process_fd: int,
+        release: Callable[[Sandbox, Slot], Awaitable[None]],
+    ) -> None:
+        self.runtime = runtime
+        self._loop = asyncio.get_running_loop()
+        self.exited: asyncio.Future[None] = self._loop.create_future()
+        self._slot = slot
+        self._control = control
+        self._process_fd = process_fd
+        self._release = release
+        self._ready: asyncio.Future[None] = self._loop.create_future()
+        self._killed: asyncio.Future[None] | None = None
+        self._process: RuntimeProcess | None = None
+        self._generation = 0
+        self._oom_kills = 0
+        self._cpu_millis = 0
+        self._closing: asyncio.Task[None] | None = None
+        self._loop.add_reader(control.fileno(), self._read)
+        self._loop.add_reader(process_fd, self._reaper_ended)
+
+    async def wait_until_ready(self) -> None:
+        """Wait until the recipe is through; on failure the sandbox is closed.
+
+        Raises:
+            SandboxError: A step of the recipe failed, or all took too long.
+        """
+        try:
+            async with asyncio.timeout(SETUP_TIMEOUT_S):
+                await self._ready
+        except TimeoutError as error:
+            await self.close()
+            raise SandboxError(f"the sandbox's recipe took more than {SETUP_TIMEOUT_S} s") from error
+        except BaseException:
+            await self.close()
+            raise
+
+    async def specialise(self, code_dir: Path, memory_mib: int, cpu_millis: int, ephemeral_storage_mib: int) -> None:
+        """Give the blank sandbox its function: code at `/var/task`, an empty `/tmp`, and its limits but the CPU quota.
+
+        Args:
+            code_dir: Unpacked code; shown read-only.
+            memory_mib: Limit of all its processes together, swap excluded.
+            cpu_millis: Share in thousandths of a CPU; its quota holds from `limit_cpu` on.
+            ephemeral_storage_mib: Size of `/tmp`.
+
+        Raises:
+            SandboxError: The code is not there, or the kernel refused.
+        """
+        self._require_life()
+        self._cpu_millis = cpu_millis
+        with mounts.reported("late binding"):
+            self._slot.bind(code_dir, ephemeral_storage_mib)
+        try:
+            self._slot.group.limit_memory(memory_mib)
+            self._slot.group.share_cpu(cpu_millis)
+        except CgroupError as error:
+            raise SandboxError(str(error)) from error
+
+    async def start_runtime(self, handler: str, environment: Mapping[str, str]) -> RuntimeProcess:
+        """Start a runtime process; it loads the handler and says READY or INIT_ERROR on its channel.
+
+        Args:
+            handler: `module.function`, as configured.
+            environment: All of the process's environment variables.
+
+        Raises:
+            SandboxError: The sandbox has ended, or the process before still runs.
+        """
+        self._require_life()
+        if self._process is not None and not self._process.exit_status.done():
+            raise SandboxError("a runtime process still runs in this sandbox")
+        self._generation += 1
+        self._oom_kills = self._slot.group.oom_kills()
+        ours, theirs = socket.socketpair()
+        log_fd, write_fd = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(log_fd, False)
+        ours.setblocking(False)
+        order: dict[str, object] = {
+            "order": "start",
+            "generation": self._generation,
+            "handler": handler,
+            "environment": dict(environment),
+        }
+        try:
+            messages.send(self._control, order, [theirs.fileno(), write_fd])
+        except (OSError, ValueError) as error:
+            ours.close()
+            os.close(log_fd)
+            raise SandboxError(f"order to the reaper: {error}") from error
+        finally:
+            theirs.close()
+            os.close(write_fd)
+        self._process = RuntimeProcess(ours, log_fd, self._loop.create_future())
+        return self._process
+
+    async def kill_runtime(self) -> None:
+        """Kill every process but the reaper and wait until they are gone; the sandbox and `/tmp` stay.
+
+        Raises:
+            SandboxError: The sandbox has ended, or a process would not die.
+        """
+        self._require_life()
+        if self._killed is None:
+            self._killed = self._loop.create_future()
+            try:
+                messages.send(self._control, {"order": "kill"})
+            except OSError as error:
+                self._killed = None
+                raise SandboxError(f"order to the reaper: {error}") from error
+        try:
+            async with asyncio.timeout(KILL_TIMEOUT_S):
+                await asyncio.shield(self._killed)
+        except TimeoutError as error:
+            raise SandboxError(f"a process of the sandbox is alive {KILL_TIMEOUT_S} s after SIGKILL") from error
+
+    def limit_cpu(self) -> None:
+        """Put the CPU quota in force, from the first invocation on; init runs at full speed, as on AWS.
+
+        Raises:
+            SandboxError: The kernel refused.
+        """
+        try:
+            self._slot.group.limit_cpu(self._cpu_millis)
+        except CgroupError as error:
+            raise SandboxError(str(error)) from error
+
+    def peak_memory_mib(self) -> int:
+        """Return the most memory that the sandbox has used at once, rounded up; one read of an open descriptor."""
+        return -(-self._slot.group.peak_memory_bytes() // _MIB)
+
+    async def close(self) -> None:
+        """Kill everything, take the mounts away and give the slot back.
+
+        Goes on to its end when the caller is cancelled.
+        """
+        if self._closing is None:
+            self._closing = self._loop.create_task(self._close())
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
+        if not self.exited.done():
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._process_fd, signal.SIGKILL)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(KILL_TIMEOUT_S):
+                    await asyncio.shield(self.exited)
+        if not self.exited.done():
+            raise SandboxError(f"the sandbox is alive {KILL_TIMEOUT_S} s after SIGKILL; its slot is not used again")
+        await self._release(self, self._slot)
+
+    def _require_life(self) -> None:
+        if self.exited.done() or self._closing is not None:
+            raise SandboxError("the sandbox has ended")
+
+    def _read(self) -> None:
+        """Take one event of the reaper's."""
+        try:
+            message, descriptors = messages.receive(self._control)
+        except BlockingIOError:
+            return
+        except (OSError, ValueError):
+            message, descriptors = None, []
+        for fd in descriptors:
+            os.close(fd)
+        if message is None:
+            self._loop.remove_reader(self._control.fileno())  # the process's own end follows
+            return
+        match message:
+            case {"event": "ready"} if not self._ready.done():
+                self._ready.set_result(None)
+            case {"event": "failed", "error": str(text)} if not self._ready.done():
+                self._ready.set_exception(SandboxError(text))
+            case {"event": "exit", "generation": int(generation), "status": int(status)} if (
+                generation == self._generation
+            ):
+                self._settle(status)
+            case {"event": "killed"} if self._killed is not None:
+                self._killed.set_result(None)
+                self._killed = None
+
+    def _settle(self, status: int) -> None:
+        """The runtime process has ended."""
+        if self._process is None or self._process.exit_status.done():
+            return
+        killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+        oom_killed = killed and self._slot.group.oom_kills() > self._oom_kills
+        self._process.exit_status.set_result(ExitStatus.from_wait_status(status, oom_killed=oom_killed))
+
+    def _reaper_ended(self) -> None:
+        """PID 1 is gone, so everything in its namespace is."""
+        self._read_rest()
+        self._loop.remove_reader(self._process_fd)
+        self._loop.remove_reader(self._control.fileno())
+        os.close(self._process_fd)
+        self._control.close()
+        self.exited.set_result(None)
+        error = SandboxError("the sandbox has ended")
+        if not self._ready.done():
+            self._ready.set_exception(error)
+        if self._killed is not None:
+            self._killed.set_result(None)
+            self._killed = None
+        self._settle(signal.SIGKILL)
+
+    def _read_rest(self) -> None:
+        """Take the events that the reaper sent before it ended; at most a few fit between two turns of the loop."""
+        for _ in range(8):
+            self._read()

@@ -1,0 +1,164 @@
+"""NodeService: what schedulers call."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import structlog
+
+from lambent.errors import CancelledError, InvalidParameterError, ServiceError, StaleEpochError, UnavailableError
+from lambent.v1 import node_pb2, node_pb2_grpc
+from lambent_node_agent.attachment import Attachment
+from lambent_node_agent.environment.call import Call
+from lambent_node_agent.epochs import EpochFence
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    import grpc.aio
+
+    from lambent_node_agent.node import Node
+
+    Context = grpc.aio.ServicerContext[node_pb2.AttachRequest, node_pb2.AttachResponse]
+
+log = structlog.get_logger(__name__)
+
+
+class NodeServicer(node_pb2_grpc.NodeServiceServicer):
+    """Turns orders into calls of the node, and the node's events into batches.
+
+    Args:
+        node: Whoever carries the orders out.
+    """
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._fence = EpochFence()
+
+    # The stubs know only generators; grpc.aio serves a coroutine that reads and writes the context as well.
+    async def Attach(  # type: ignore[override]  # noqa: N802 - see above; the name is the proto's
+        self,
+        request_iterator: AsyncIterator[node_pb2.AttachRequest],  # noqa: ARG002 - read through the context instead
+        context: Context,
+    ) -> None:
+        """Serve one scheduler until its stream ends."""
+        first = await context.read()
+        if not isinstance(first, node_pb2.AttachRequest):
+            return
+        if not first.orders or not first.orders[0].hello.scheduler_id:
+            raise InvalidParameterError("the first order on a stream is Hello, with the scheduler's id")
+
+        async def write(events: list[node_pb2.NodeEvent]) -> None:
+            await context.write(node_pb2.AttachResponse(events=events))
+
+        attachment = Attachment(first.orders[0].hello.scheduler_id, write)
+        self._node.attach(attachment)
+        writing = asyncio.create_task(attachment.writer.run())
+        reading = asyncio.create_task(self._read(first, attachment, context))
+        try:
+            await asyncio.wait((reading, writing), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._node.detach(attachment)
+            reading.cancel()
+            writing.cancel()
+            await asyncio.wait((reading, writing))
+        for half in (reading, writing):
+            if not half.cancelled() and (error := half.exception()) is not None:
+                log.warning("stream_failed", scheduler_id=attachment.scheduler_id, error=repr(error))
+
+    async def _read(self, first: node_pb2.AttachRequest, attachment: Attachment, context: Context) -> None:
+        request: object = first
+        while isinstance(request, node_pb2.AttachRequest) and not attachment.lost:
+            for order in request.orders:
+                self._receive(order, attachment)
+            await attachment.writer.wait_writable()
+            request = await context.read()
+
+    def _receive(self, order: node_pb2.NodeOrder, attachment: Attachment) -> None:
+        kind = order.WhichOneof("order")
+        if kind == "open":
+            self._open(order, attachment)
+        elif kind == "window":
+            if (call := attachment.calls.get(order.call_id)) is not None:
+                call.grant(order.window.credit_bytes)
+        elif kind in ("data", "end"):
+            self._payload(order, attachment)
+        elif kind == "cancel":
+            self._cancel(order, attachment)
+        elif kind == "start_environment":
+            self._start(order, attachment)
+        elif kind == "stop_environment":
+            self._stop(order, attachment)
+
+    # Calls. A frame of a call that was accepted is not checked again: the call itself was.
+
+    def _open(self, order: node_pb2.NodeOrder, attachment: Attachment) -> None:
+        call = Call(order.call_id, order.open, attachment)
+        try:
+            self._fence.check(order.partition, order.owner_epoch)
+            attachment.calls.setdefault(order.call_id, call)
+            self._advance(call, attachment)
+        except ServiceError as error:
+            call.fail(error)
+
+    def _payload(self, order: node_pb2.NodeOrder, attachment: Attachment) -> None:
+        call = attachment.calls.get(order.call_id)
+        if call is None or call.ended:
+            return
+        try:
+            if order.HasField("data"):
+                call.payload_piece(order.data.payload)
+            else:
+                call.payload_end(order.end.payload)
+                self._advance(call, attachment)
+        except ServiceError as error:
+            if not call.complete:
+                call.fail(error)
+
+    def _advance(self, call: Call, attachment: Attachment) -> None:
+        """Run a call once its payload is complete."""
+        environment = self._node.adopt(call.opening.environment_id, attachment)
+        if environment is None:
+            raise UnavailableError(f"the node has no environment {call.opening.environment_id}")
+        if call.complete:
+            environment.invoke(call)
+
+    def _cancel(self, order: node_pb2.NodeOrder, attachment: Attachment) -> None:
+        call = attachment.calls.get(order.call_id)
+        if call is None or call.ended:
+            return
+        environment = self._node.environments.get(call.opening.environment_id)
+        if call.complete and environment is not None:
+            environment.cancel(call)
+        else:
+            call.fail(_cancelled(call))
+
+    # Environments
+
+    def _start(self, order: node_pb2.NodeOrder, attachment: Attachment) -> None:
+        try:
+            self._fence.check(order.partition, order.owner_epoch)
+        except StaleEpochError as error:
+            stopped = node_pb2.EnvironmentStopped(
+                environment_id=order.start_environment.environment_id, reason="stale_epoch", message=error.message
+            )
+            attachment.send(node_pb2.NodeEvent(environment_stopped=stopped))
+        else:
+            self._node.start_environment(order.start_environment, attachment)
+
+    def _stop(self, order: node_pb2.NodeOrder, attachment: Attachment) -> None:
+        stop = order.stop_environment
+        try:
+            self._fence.check(order.partition, order.owner_epoch)
+        except StaleEpochError as error:
+            log.warning("stale_order", scheduler_id=attachment.scheduler_id, error=error.message)
+            return
+        environment = self._node.adopt(stop.environment_id, attachment)
+        if environment is not None:
+            environment.stop(stop.reason, drain=stop.drain)
+
+
+def _cancelled(call: Call) -> ServiceError:
+    request_id = call.opening.request_id
+    return CancelledError(f"The invocation {request_id} was cancelled by its caller before it was dispatched.")

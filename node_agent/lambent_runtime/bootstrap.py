@@ -1,0 +1,363 @@
+"""The runtime process: loads the handler, then answers invocations one at a time until the channel closes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import inspect
+import io
+import json
+import os
+import random
+import signal
+import socket
+import sys
+import time
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from . import handler as handlers
+from . import linux, log_format, messages
+from .channel import (
+    FROM_AGENT,
+    MAX_CHUNK_BYTES,
+    MAX_RESULT_BYTES,
+    BlockingChannel,
+    FrameParser,
+    InvokeHeader,
+    Kind,
+    ProtocolError,
+    decode_invoke,
+    encode_invoke,
+)
+from .context import LambdaContext
+from .faults import ErrorReport, FaultError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Generator, Iterator
+
+EXIT_INIT_ERROR = 1
+"""AWS's Python runtime exits with 1 after an init error."""
+EXIT_CHANNEL_LOST = 1
+"""The function closed or took the channel: for the caller, an exit with an error."""
+
+DEFAULT_TIME_ZONE = ":UTC"
+"""AWS Lambda's `TZ`; the zygote has set it, so that only another one has to be."""
+_OOM_SCORE = b"1000"
+
+
+def run(orders: socket.socket) -> None:
+    """Run as the runtime process; returns when the agent has closed the channel.
+
+    Args:
+        orders: Where the reaper sends what to run: `handler`, `environment`, and the descriptors of channel and log
+        pipe.
+
+    Raises:
+        SystemExit: Init failed, the channel is gone, or the function's code asked for it.
+    """
+    _become_ordinary()
+    _warm_up()
+    message, descriptors = messages.receive(orders)
+    if message is None:
+        return  # the sandbox ends
+    orders.close()
+    channel_fd, log_fd = descriptors
+    environment, name = message["environment"], str(message["handler"])
+    assert isinstance(environment, dict)
+    _open_output(log_fd)
+    _configure(name, environment)
+    channel = BlockingChannel(socket.socket(fileno=channel_fd))
+    current = log_format.CurrentRequest()
+    log_format.install(environment.get("AWS_LAMBDA_LOG_FORMAT"), environment.get("AWS_LAMBDA_LOG_LEVEL"), current)
+    try:
+        function = handlers.load_handler(name)
+    except Exception as error:  # noqa: BLE001 - importing a module runs the function's code, which may raise anything
+        _refuse(channel, error)
+    _flush()
+    try:
+        channel.send(Kind.READY)
+        Server(channel, function, current).serve()
+    except (OSError, ProtocolError):
+        sys.exit(EXIT_CHANNEL_LOST)
+
+
+def _refuse(channel: BlockingChannel, error: Exception) -> NoReturn:
+    """Report that init failed, and exit."""
+    report = ErrorReport.of(error)
+    _write_log(report.to_log_line())
+    _flush()
+    with contextlib.suppress(OSError):  # the module closed the channel before it raised
+        channel.send(Kind.INIT_ERROR, report.to_json())
+    sys.exit(EXIT_INIT_ERROR)
+
+
+def _become_ordinary() -> None:
+    """Undo what the zygote and the reaper have set for themselves."""
+    os.setsid()
+    # The function's own process may be traced by its children and has its /proc files for itself, as anywhere.
+    linux.set_dumpable(dumpable=True)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    linux.set_process_name(f"python{sys.version_info[0]}.{sys.version_info[1]}")
+    _prefer_as_victim()
+    gc.enable()
+
+
+def _warm_up() -> None:
+    """Touch what a first invocation touches: each page written after a fork costs a copy, better now than then."""
+    header = InvokeHeader("00000000-0000-0000-0000-000000000000", 0, "")
+    frame = encode_invoke(header, json.dumps({"warm": [1, 2.5, None, "up"]}).encode())
+    for kind, body in FrameParser(FROM_AGENT).feed(frame):
+        assert kind is Kind.INVOKE
+        header, event = decode_invoke(body)
+        encode_result(parse_event(event))
+        LambdaContext(header).get_remaining_time_in_millis()
+    ErrorReport.of(ValueError("warm")).to_json()
+    compile("import os\ndef handler(event, context):\n    return {'a': f'{event}'}\n", "warm", "exec")
+    random.seed()
+
+
+def _configure(name: str, environment: dict[str, str]) -> None:
+    """Apply the function's configuration."""
+    os.environ.clear()
+    os.environ.update(environment)
+    if environment.get("TZ", DEFAULT_TIME_ZONE) != DEFAULT_TIME_ZONE:
+        time.tzset()
+    os.chdir(handlers.TASK_ROOT)
+    sys.argv = ["/var/runtime/bootstrap", name]
+    sys.path[:] = handlers.search_path(sys.path, environment.get("PYTHONPATH"))
+    handlers.forget_shadowed(handlers.TASK_ROOT)
+    random.seed()  # every environment of a zygote would draw the same numbers
+
+
+def _prefer_as_victim() -> None:
+    """Have the kernel kill the function before its reaper, and before anything else of the machine."""
+    with open("/proc/self/oom_score_adj", "wb", buffering=0) as file:
+        file.write(_OOM_SCORE)
+
+
+def _open_output(log_fd: int) -> None:
+    """Make the log pipe the standard output and error, and give Python streams for all three."""
+    os.dup2(log_fd, 1)
+    os.dup2(log_fd, 2)
+    os.close(log_fd)
+    sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, "r", closefd=False)), encoding="utf-8")
+    sys.stdout = sys.__stdout__ = _open_text(1)  # type: ignore[misc] # final in typeshed; its old file is the zygote's
+    sys.stderr = sys.__stderr__ = _open_text(2)  # type: ignore[misc] # as above
+
+
+def _open_text(fd: int) -> io.TextIOWrapper:
+    raw = io.BufferedWriter(io.FileIO(fd, "w", closefd=False))
+    return io.TextIOWrapper(raw, encoding="utf-8", errors="backslashreplace", line_buffering=True)
+
+
+class Server:
+    """Answers invocations with one handler.
+
+    Args:
+        channel: To the agent.
+        function: The handler.
+        current: Told the request id of each invocation.
+    """
+
+    def __init__(
+        self, channel: BlockingChannel, function: Callable[[Any, Any], object], current: log_format.CurrentRequest
+    ) -> None:
+        self._channel = channel
+        self._function = function
+        self._current = current
+        self._pid = os.getpid()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def serve(self) -> None:
+        """Serve until the agent closes the channel.
+
+        Raises:
+            OSError: The channel is gone.
+            ProtocolError: Something else than the agent wrote to it.
+        """
+        while True:
+            invocation = self._channel.receive_invoke()
+            if invocation is None:
+                return
+            header, event = invocation
+            self._current.request_id = header.request_id
+            if header.trace_id:
+                os.environ["_X_AMZN_TRACE_ID"] = header.trace_id
+            else:
+                os.environ.pop("_X_AMZN_TRACE_ID", None)
+            self._answer(header, event)
+
+    def _answer(self, header: InvokeHeader, event: bytes) -> None:
+        """Run the handler once and send its answer."""
+        try:
+            result = self._function(parse_event(event), LambdaContext(header))
+            chunks = self._chunks_of(result)
+            if chunks is None:
+                if inspect.isawaitable(result):
+                    result = self._run(result)
+                kind, body = Kind.RESULT, encode_result(result)
+            elif header.streaming:
+                kind, body = self._stream(chunks), b""
+            else:
+                kind, body = Kind.RESULT, _join(chunks)
+        except ChannelLostError:
+            raise
+        except StreamFailedError as failure:
+            kind, body = Kind.STREAM_ERROR, self._report(failure.error, header)
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - a handler may raise anything
+            kind, body = Kind.ERROR, self._report(error, header)
+        self._finish(kind, body)
+
+    def _stream(self, chunks: Iterator[bytes]) -> Kind:
+        try:
+            for chunk in chunks:
+                self._leave_if_forked()
+                self._send_chunk(chunk)
+        except ChannelLostError:
+            raise
+        except (Exception, asyncio.CancelledError) as error:
+            raise StreamFailedError(error) from error
+        return Kind.STREAM_END
+
+    def _send_chunk(self, chunk: bytes) -> None:
+        for start in range(0, len(chunk), MAX_CHUNK_BYTES):
+            try:
+                self._channel.send(Kind.CHUNK, chunk[start : start + MAX_CHUNK_BYTES])
+            except OSError as error:
+                raise ChannelLostError(*error.args) from error
+
+    def _report(self, error: BaseException, header: InvokeHeader) -> bytes:
+        report = ErrorReport.of(error, header.request_id)
+        _write_log(report.to_log_line())
+        return report.to_json()
+
+    def _finish(self, kind: Kind, body: bytes) -> None:
+        self._leave_if_forked()
+        _flush()
+        self._channel.send(kind, body)
+
+    def _leave_if_forked(self) -> None:
+        """A child that the handler forked and that ran on into our code has no answer to give."""
+        if os.getpid() != self._pid:
+            _flush()
+            os._exit(0)
+
+    def _chunks_of(self, result: object) -> Iterator[bytes] | None:
+        """Return what a generator handler yields, as bytes; None when the handler is none."""
+        if inspect.isgenerator(result):
+            return _encode_chunks(result)
+        if inspect.isasyncgen(result):
+            return _encode_chunks(self._iterate(result))
+        return None
+
+    def _iterate(self, generator: AsyncIterator[object]) -> Generator[object, None, None]:
+        while True:
+            try:
+                yield self._run(generator.__anext__())
+            except StopAsyncIteration:
+                return
+
+    def _run(self, awaitable: Any) -> object:
+        """Run an awaitable on this environment's loop, which lives on between invocations as its clients do."""
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            asyncio.set_event_loop(self._loop)
+        return self._loop.run_until_complete(_await(awaitable))
+
+
+class StreamFailedError(Exception):
+    """The handler raised after its answer had become a stream; `error` is what it raised."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(str(type(error)))
+        self.error = error
+
+
+class ChannelLostError(OSError):
+    """The channel failed while an answer was sent, as opposed to an OSError of the handler."""
+
+
+async def _await(awaitable: Any) -> object:
+    return await awaitable
+
+
+def parse_event(event: bytes) -> object:
+    """Return the event as the handler gets it; no bytes at all are an empty object, as on AWS.
+
+    Raises:
+        FaultError: It is not JSON.
+    """
+    if not event:
+        return {}
+    try:
+        return json.loads(event)
+    except (ValueError, RecursionError) as error:
+        raise FaultError("Runtime.UnmarshalError", f"Unable to unmarshal input: {error}") from error
+
+
+def encode_result(result: object) -> bytes:
+    """Return a handler's result as JSON; bytes go as they are, as with AWS's Python runtime.
+
+    Raises:
+        FaultError: It cannot be JSON, or is larger than a response may be.
+    """
+    if isinstance(result, bytes):
+        body = result
+    else:
+        try:
+            body = json.dumps(result, default=_encode_unusual, ensure_ascii=False).encode("utf-8")
+        except Exception as error:
+            raise FaultError("Runtime.MarshalError", f"Unable to marshal response: {error}") from error
+    _check_size(len(body))
+    return body
+
+
+def _encode_unusual(value: object) -> object:
+    if isinstance(value, Decimal):
+        return float(value) if value != value.to_integral_value() else int(value)
+    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
+
+
+def _check_size(size: int) -> None:
+    if size > MAX_RESULT_BYTES:
+        message = f"Response payload size exceeded maximum allowed payload size ({MAX_RESULT_BYTES} bytes)."
+        raise FaultError("Function.ResponseSizeTooLarge", message)
+
+
+def _encode_chunks(values: Iterator[object]) -> Iterator[bytes]:
+    for value in values:
+        if isinstance(value, str):
+            yield value.encode("utf-8", "surrogatepass")
+        elif isinstance(value, (bytes, bytearray, memoryview)):
+            yield bytes(value)
+        else:
+            message = f"Unable to marshal response: a generator handler yields bytes or str, not {type(value).__name__}"
+            raise FaultError("Runtime.MarshalError", message)
+
+
+def _join(chunks: Iterator[bytes]) -> bytes:
+    """Buffer a streamed answer for a caller who wants it whole."""
+    body = bytearray()
+    for chunk in chunks:
+        body += chunk
+        _check_size(len(body))
+    return bytes(body)
+
+
+def _write_log(text: str) -> None:
+    """Write to the log, whatever the function has done to its standard streams."""
+    try:
+        sys.stdout.write(text)
+    except Exception:  # noqa: BLE001 - `sys.stdout` may be the function's own object, or closed
+        return
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except Exception:  # noqa: BLE001, S112 - as in _write_log
+            continue

@@ -1,0 +1,268 @@
+"""Frames between the node agent and the runtime process of one execution environment.
+
+A frame is a 4-byte big-endian body length, a 1-byte kind and the body. The agent sends INVOKE; the runtime answers
+READY or INIT_ERROR once, then for each INVOKE either RESULT, ERROR, or any number of CHUNK closed by STREAM_END or
+STREAM_ERROR. The runtime has flushed stdout and stderr before each frame but INVOKE and CHUNK.
+
+The agent must treat what it reads as hostile: function code holds the same descriptor. `FrameParser` bounds every frame
+by its kind before it buffers a body.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import struct
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Iterator, Mapping
+
+
+class Kind(enum.IntEnum):
+    """What a frame means."""
+
+    INVOKE = 1
+    """Agent to runtime: `encode_invoke`'s body."""
+    READY = 10
+    """Init is done; empty body."""
+    INIT_ERROR = 11
+    """Init failed; error JSON. The process exits with status 1 next."""
+    RESULT = 12
+    """The handler's answer as JSON, or the joined bytes of a generator handler that was not invoked for streaming."""
+    ERROR = 13
+    """The handler failed; error JSON."""
+    CHUNK = 14
+    """A piece of a streamed answer."""
+    STREAM_END = 15
+    """The streamed answer is complete; empty body."""
+    STREAM_ERROR = 16
+    """The handler failed while it streamed; error JSON."""
+
+
+FINAL_KINDS = frozenset((Kind.RESULT, Kind.ERROR, Kind.STREAM_END, Kind.STREAM_ERROR))
+"""After one of these the runtime waits for the next INVOKE."""
+
+MAX_EVENT_BYTES = 6_291_456
+"""AWS Lambda quotas: synchronous request payload, 6 MiB."""
+MAX_RESULT_BYTES = 6_291_556
+"""AWS Lambda's check of the response payload: 6 MiB and 100 bytes."""
+MAX_ERROR_BYTES = 256 * 1024
+"""Error JSON: our own bound, ample for the bounded message and stack trace that `faults` makes."""
+MAX_CHUNK_BYTES = 64 * 1024
+"""One frame of a streamed answer, so that a large answer does not hold up others on shared streams."""
+MAX_INVOKE_HEADER_BYTES = 0xFFFF
+"""The header's length travels in two bytes; a client context has at most 3,583 bytes."""
+
+HEADER = struct.Struct(">IB")
+_HEADER_LENGTH = struct.Struct(">H")
+
+FROM_RUNTIME: Mapping[int, int] = {
+    Kind.READY: 0,
+    Kind.INIT_ERROR: MAX_ERROR_BYTES,
+    Kind.RESULT: MAX_RESULT_BYTES,
+    Kind.ERROR: MAX_ERROR_BYTES,
+    Kind.CHUNK: MAX_CHUNK_BYTES,
+    Kind.STREAM_END: 0,
+    Kind.STREAM_ERROR: MAX_ERROR_BYTES,
+}
+"""Largest body by kind, of frames that the agent accepts."""
+FROM_AGENT: Mapping[int, int] = {Kind.INVOKE: _HEADER_LENGTH.size + MAX_INVOKE_HEADER_BYTES + MAX_EVENT_BYTES}
+"""Largest body by kind, of frames that the runtime accepts."""
+
+
+class ProtocolError(Exception):
+    """The peer sent what is not a frame, or one that its kind does not allow.
+
+    Attributes:
+        kind: The kind byte of the offending frame.
+        length: The body length it announced.
+    """
+
+    def __init__(self, message: str, kind: int = 0, length: int = 0) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.length = length
+
+
+class InvokeHeader:
+    """What the runtime is told about one invocation beside its event.
+
+    Attributes:
+        request_id: The invocation's id, a UUID.
+        deadline_ms: When the invocation times out, in milliseconds since the epoch.
+        invoked_function_arn: The ARN as the caller gave it, with its qualifier if there was one.
+        trace_id: Value of `_X_AMZN_TRACE_ID`; empty for none.
+        client_context: JSON text of the caller's client context, or None.
+        streaming: The caller wants the answer in chunks as they are made.
+    """
+
+    __slots__ = ("client_context", "deadline_ms", "invoked_function_arn", "request_id", "streaming", "trace_id")
+
+    def __init__(
+        self,
+        request_id: str,
+        deadline_ms: int,
+        invoked_function_arn: str,
+        trace_id: str = "",
+        *,
+        client_context: str | None = None,
+        streaming: bool = False,
+    ) -> None:
+        self.request_id = request_id
+        self.deadline_ms = deadline_ms
+        self.invoked_function_arn = invoked_function_arn
+        self.trace_id = trace_id
+        self.client_context = client_context
+        self.streaming = streaming
+
+
+def encode_frame(kind: Kind, body: bytes = b"") -> bytes:
+    """Return one frame as bytes."""
+    return HEADER.pack(len(body), kind) + body
+
+
+def encode_invoke(header: InvokeHeader, event: bytes) -> bytes:
+    """Return the INVOKE frame for one invocation.
+
+    Raises:
+        ValueError: The header or the event is over its bound.
+    """
+    text = json.dumps({name: getattr(header, name) for name in InvokeHeader.__slots__}).encode()
+    if len(text) > MAX_INVOKE_HEADER_BYTES:
+        raise ValueError(f"the invocation's header has {len(text)} bytes, more than {MAX_INVOKE_HEADER_BYTES}")
+    if len(event) > MAX_EVENT_BYTES:
+        raise ValueError(f"the event has {len(event)} bytes, more than {MAX_EVENT_BYTES}")
+    length = _HEADER_LENGTH.size + len(text) + len(event)
+    return b"".join((HEADER.pack(length, Kind.INVOKE), _HEADER_LENGTH.pack(len(text)), text, event))
+
+
+def decode_invoke(body: bytes) -> tuple[InvokeHeader, bytes]:
+    """Take an INVOKE body apart into header and event.
+
+    Raises:
+        ProtocolError: The body is shorter than it says, or the header is not the JSON object that it must be.
+    """
+    if len(body) < _HEADER_LENGTH.size:
+        raise ProtocolError("INVOKE without a header", Kind.INVOKE, len(body))
+    (size,) = _HEADER_LENGTH.unpack_from(body)
+    start = _HEADER_LENGTH.size + size
+    if len(body) < start:
+        raise ProtocolError("INVOKE is shorter than its header says", Kind.INVOKE, len(body))
+    try:
+        header = InvokeHeader(**json.loads(body[_HEADER_LENGTH.size : start]))
+    except (ValueError, TypeError) as error:
+        raise ProtocolError(f"INVOKE header: {error}", Kind.INVOKE, len(body)) from error
+    return header, body[start:]
+
+
+class FrameParser:
+    """Cuts a byte stream into frames, whatever the pieces it arrives in.
+
+    Holds at most one frame and what arrived with it. After a ProtocolError the stream cannot be read on.
+
+    Args:
+        limits: Largest body by kind; a kind that is not in it is refused. `FROM_RUNTIME` or `FROM_AGENT`.
+    """
+
+    __slots__ = ("_buffer", "_limits")
+
+    def __init__(self, limits: Mapping[int, int]) -> None:
+        self._buffer = bytearray()
+        self._limits = limits
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Bytes of a frame that is not complete yet."""
+        return len(self._buffer)
+
+    def feed(self, data: bytes) -> Iterator[tuple[Kind, bytes]]:
+        """Add bytes and yield the frames that are complete.
+
+        Raises:
+            ProtocolError: An unknown kind or a body over the kind's bound; frames before it have been yielded.
+        """
+        buffer = self._buffer
+        buffer += data
+        position = 0
+        try:
+            while len(buffer) - position >= HEADER.size:
+                length, kind = HEADER.unpack_from(buffer, position)
+                limit = self._limits.get(kind)
+                if limit is None:
+                    raise ProtocolError(f"frame of unknown kind {kind}", kind, length)
+                if length > limit:
+                    raise ProtocolError(f"{Kind(kind).name} frame of {length} bytes, more than {limit}", kind, length)
+                end = position + HEADER.size + length
+                if len(buffer) < end:
+                    break
+                body = bytes(memoryview(buffer)[position + HEADER.size : end])
+                position = end
+                yield Kind(kind), body
+        finally:
+            del buffer[:position]
+
+
+class BlockingChannel:
+    """The runtime's side: whole frames over a blocking stream socket.
+
+    Args:
+        connection: A connected stream socket; owned from now on.
+    """
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+
+    def send(self, kind: Kind, body: bytes = b"") -> None:
+        """Send one frame; waits while the agent does not read.
+
+        Raises:
+            OSError: The channel is gone.
+        """
+        if len(body) <= MAX_CHUNK_BYTES:
+            self._connection.sendall(HEADER.pack(len(body), kind) + body)
+        else:
+            self._connection.sendall(HEADER.pack(len(body), kind))
+            self._connection.sendall(body)
+
+    def receive_invoke(self) -> tuple[InvokeHeader, bytes] | None:
+        """Wait for the next invocation; None when the agent has closed the channel.
+
+        Raises:
+            OSError: The channel is gone.
+            ProtocolError: The agent sent something else.
+        """
+        first = self._connection.recv(MAX_CHUNK_BYTES)
+        if not first:
+            return None
+        while len(first) < HEADER.size:
+            first += self._more(MAX_CHUNK_BYTES)
+        length, kind = HEADER.unpack_from(first)
+        if length > FROM_AGENT.get(kind, -1):
+            raise ProtocolError(f"frame of kind {kind} and {length} bytes", kind, length)
+        if len(first) - HEADER.size > length:
+            raise ProtocolError("a second invocation before the answer to the first", kind, length)
+        if len(first) - HEADER.size == length:
+            return decode_invoke(first[HEADER.size :])
+        return decode_invoke(self._fill(first[HEADER.size :], length))
+
+    def _fill(self, start: bytes, length: int) -> bytes:
+        body = bytearray(length)
+        body[: len(start)] = start
+        view = memoryview(body)
+        filled = len(start)
+        while filled < length:
+            count = self._connection.recv_into(view[filled:])
+            if not count:
+                raise ProtocolError("the channel ended inside a frame", Kind.INVOKE, length)
+            filled += count
+        return bytes(body)
+
+    def _more(self, size: int) -> bytes:
+        data = self._connection.recv(size)
+        if not data:
+            raise ProtocolError("the channel ended inside a frame")
+        return data

@@ -1,0 +1,249 @@
+"""System calls that the standard library has no function for, each as one typed function over ctypes.
+
+Every function raises OSError with the call's name and operands. Numbers of system calls are those of the unified table
+(424 and up, the same on every architecture), or listed by machine. Linux 5.12 or newer (`mount_setattr`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+# sched.h
+CLONE_NEWNS = 0x00020000
+CLONE_NEWCGROUP = 0x02000000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+
+# sys/mount.h
+MS_RDONLY = 1
+MS_NOSUID = 2
+MS_NODEV = 4
+MS_NOEXEC = 8
+MS_REMOUNT = 32
+MS_BIND = 4096
+MS_REC = 16384
+MS_PRIVATE = 1 << 18
+MS_SLAVE = 1 << 19
+MS_SHARED = 1 << 20
+MNT_DETACH = 2
+
+# linux/mount.h
+MOUNT_ATTR_RDONLY = 0x1
+MOUNT_ATTR_NOSUID = 0x2
+MOUNT_ATTR_NODEV = 0x4
+MOUNT_ATTR_NOEXEC = 0x8
+_SYS_OPEN_TREE = 428
+_SYS_MOVE_MOUNT = 429
+_SYS_MOUNT_SETATTR = 442
+_OPEN_TREE_CLONE = 1
+_AT_FDCWD = -100
+_AT_EMPTY_PATH = 0x1000
+_AT_RECURSIVE = 0x8000
+_MOVE_MOUNT_F_EMPTY_PATH = 0x4
+
+# linux/prctl.h
+_PR_SET_PDEATHSIG = 1
+_PR_SET_DUMPABLE = 4
+_PR_SET_NAME = 15
+_PR_CAPBSET_DROP = 24
+_PR_SET_SECUREBITS = 28
+_PR_SET_NO_NEW_PRIVS = 38
+_PR_CAP_AMBIENT = 47
+_PR_CAP_AMBIENT_CLEAR_ALL = 4
+# linux/securebits.h: NOROOT, NO_SETUID_FIXUP, KEEP_CAPS off, NO_CAP_AMBIENT_RAISE, each with its lock.
+_SECUREBITS_LOCKED = 0b11101111
+_CAPABILITY_VERSION_3 = 0x20080522
+_EINVAL = 22
+_ENOSYS = 38
+
+_KEYCTL_JOIN_SESSION_KEYRING = 1
+_SYS_KEYCTL = {"x86_64": 250, "aarch64": 219, "riscv64": 219, "ppc64le": 271, "s390x": 280}
+
+_SIOCSIFFLAGS = 0x8914
+_IFF_UP_RUNNING = 0x1 | 0x40
+
+_SFD_CLOEXEC = os.O_CLOEXEC
+_SFD_NONBLOCK = os.O_NONBLOCK
+
+
+def _check(result: int, call: str) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{call}: {os.strerror(number)}")
+    return result
+
+
+def unshare(flags: int) -> None:
+    """Leave the namespaces named by `flags` for new ones; for `CLONE_NEWPID` it is the next child that enters."""
+    _check(_libc.unshare(ctypes.c_int(flags)), f"unshare({flags:#x})")
+
+
+def setns(fd: int, kind: int) -> None:
+    """Enter the namespace of kind `kind` that `fd` refers to."""
+    _check(_libc.setns(ctypes.c_int(fd), ctypes.c_int(kind)), f"setns({kind:#x})")
+
+
+def mount(source: str | None, target: str, kind: str | None, flags: int, options: str | None = None) -> None:
+    """Mount a file system, or change a mount or its propagation."""
+    result = _libc.mount(
+        source.encode() if source is not None else None,
+        os.fsencode(target),
+        kind.encode() if kind is not None else None,
+        ctypes.c_ulong(flags),
+        options.encode() if options is not None else None,
+    )
+    _check(result, f"mount({source}, {target}, {kind}, {flags:#x}, {options})")
+
+
+def umount(target: str, flags: int = MNT_DETACH) -> None:
+    """Unmount what is mounted at `target`, by default at once even when it is in use."""
+    _check(_libc.umount2(os.fsencode(target), ctypes.c_int(flags)), f"umount2({target}, {flags:#x})")
+
+
+def pivot_root(new_root: str, put_old: str) -> None:
+    """Make `new_root` the root of this mount namespace and move the old one to `put_old`."""
+    _check(_libc.pivot_root(os.fsencode(new_root), os.fsencode(put_old)), f"pivot_root({new_root}, {put_old})")
+
+
+def clone_mount(path: str, *, recursive: bool = False) -> int:
+    """Return a descriptor of a detached copy of the mount at `path`, with `path` as its root: open_tree(2).
+
+    The copy belongs to no namespace until `attach_mount`, may be sent to another process, and is in the same peer group
+    as the original.
+    """
+    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | (_AT_RECURSIVE if recursive else 0)
+    result = _libc.syscall(ctypes.c_long(_SYS_OPEN_TREE), _AT_FDCWD, os.fsencode(path), ctypes.c_uint(flags))
+    return _check(result, f"open_tree({path})")
+
+
+def set_mount(fd: int, *, attributes: int = 0, propagation: int = 0, recursive: bool = False) -> None:
+    """Add attributes to, and set the propagation of, the mount behind `fd`: mount_setattr(2)."""
+    argument = struct.pack("QQQQ", attributes, 0, propagation, 0)
+    flags = _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
+    result = _libc.syscall(
+        ctypes.c_long(_SYS_MOUNT_SETATTR),
+        ctypes.c_int(fd),
+        b"",
+        ctypes.c_uint(flags),
+        argument,
+        ctypes.c_size_t(len(argument)),
+    )
+    _check(result, f"mount_setattr({attributes:#x}, {propagation:#x})")
+
+
+def attach_mount(fd: int, target: str) -> None:
+    """Mount a detached mount at `target`: move_mount(2)."""
+    result = _libc.syscall(
+        ctypes.c_long(_SYS_MOVE_MOUNT),
+        ctypes.c_int(fd),
+        b"",
+        _AT_FDCWD,
+        os.fsencode(target),
+        ctypes.c_uint(_MOVE_MOUNT_F_EMPTY_PATH),
+    )
+    _check(result, f"move_mount({target})")
+
+
+def bind(source: str, target: str, attributes: int, *, recursive: bool = False) -> None:
+    """Bind `source` at `target` with its attributes on from the first moment.
+
+    A classic bind is writable until it is remounted, and copies that were propagated to other namespaces in between
+    stay so.
+    """
+    fd = clone_mount(source, recursive=recursive)
+    try:
+        set_mount(fd, attributes=attributes, propagation=MS_PRIVATE, recursive=recursive)
+        attach_mount(fd, target)
+    finally:
+        os.close(fd)
+
+
+def _prctl(option: int, first: int, second: int, call: str) -> None:
+    unused = ctypes.c_ulong(0)
+    _check(_libc.prctl(ctypes.c_int(option), ctypes.c_ulong(first), ctypes.c_ulong(second), unused, unused), call)
+
+
+def set_parent_death_signal(number: int) -> None:
+    """Have the kernel send this process `number` when the thread that forked it ends. Changing UID clears it."""
+    _prctl(_PR_SET_PDEATHSIG, number, 0, "prctl(PR_SET_PDEATHSIG)")
+
+
+def set_dumpable(*, dumpable: bool) -> None:
+    """Allow or refuse ptrace and core dumps of this process, and whether its `/proc` files are its user's."""
+    _prctl(_PR_SET_DUMPABLE, int(dumpable), 0, "prctl(PR_SET_DUMPABLE)")
+
+
+def set_process_name(name: str) -> None:
+    """Set what `ps -o comm` shows; at most 15 bytes count."""
+    buffer = ctypes.create_string_buffer(name.encode()[:15])
+    _prctl(_PR_SET_NAME, ctypes.addressof(buffer), 0, "prctl(PR_SET_NAME)")
+
+
+def set_no_new_privileges() -> None:
+    """Make every later execve unable to gain privileges; cannot be undone."""
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, "prctl(PR_SET_NO_NEW_PRIVS)")
+
+
+def lock_securebits() -> None:
+    """Take the special rights of UID 0 away from this process and its children for good."""
+    _prctl(_PR_SET_SECUREBITS, _SECUREBITS_LOCKED, 0, "prctl(PR_SET_SECUREBITS)")
+
+
+def drop_bounding_set() -> None:
+    """Remove every capability that this kernel knows from the bounding set."""
+    option, unused = ctypes.c_int(_PR_CAPBSET_DROP), ctypes.c_ulong(0)
+    for capability in range(64):
+        if _libc.prctl(option, ctypes.c_ulong(capability), unused, unused, unused) < 0:
+            number = ctypes.get_errno()
+            if number == _EINVAL:  # one past the last that the kernel knows
+                return
+            raise OSError(number, f"prctl(PR_CAPBSET_DROP, {capability}): {os.strerror(number)}")
+
+
+def clear_capabilities() -> None:
+    """Empty the ambient, effective, permitted and inheritable sets."""
+    _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, "prctl(PR_CAP_AMBIENT_CLEAR_ALL)")
+    header = struct.pack("Ii", _CAPABILITY_VERSION_3, 0)
+    _check(_libc.capset(header, bytes(24)), "capset")
+
+
+def join_new_session_keyring() -> None:
+    """Leave the session keyring inherited from the node agent; a kernel without keyrings has nothing to leave."""
+    number = _SYS_KEYCTL.get(os.uname().machine)
+    if number is None:
+        return
+    result = _libc.syscall(ctypes.c_long(number), ctypes.c_int(_KEYCTL_JOIN_SESSION_KEYRING), None)
+    if result < 0 and ctypes.get_errno() != _ENOSYS:
+        _check(result, "keyctl(KEYCTL_JOIN_SESSION_KEYRING)")
+
+
+def set_host_name(name: str) -> None:
+    """Set the host name of this UTS namespace."""
+    encoded = name.encode()
+    _check(_libc.sethostname(encoded, ctypes.c_size_t(len(encoded))), f"sethostname({name})")
+
+
+def bring_loopback_up(socket_fd: int) -> None:
+    """Set the interface `lo` of this network namespace up, through any socket of it."""
+    request = struct.pack("16sh22x", b"lo", _IFF_UP_RUNNING)
+    _check(_libc.ioctl(ctypes.c_int(socket_fd), ctypes.c_ulong(_SIOCSIFFLAGS), request), "ioctl(SIOCSIFFLAGS, lo)")
+
+
+def signal_descriptor(signals: Iterable[int]) -> int:
+    """Return a nonblocking descriptor that is readable while one of these (blocked) signals is pending: signalfd(2)."""
+    mask = 0
+    for number in signals:
+        mask |= 1 << (number - 1)
+    encoded = mask.to_bytes(128, "little")
+    result = _libc.signalfd(ctypes.c_int(-1), encoded, ctypes.c_int(_SFD_CLOEXEC | _SFD_NONBLOCK))
+    return _check(result, "signalfd")

@@ -1,0 +1,139 @@
+"""The fork server: one warm interpreter of one CPython version, whose forks become sandboxes.
+
+Started by the node agent as `PYTHON -I -S -c ... ` with one end of a SOCK_SEQPACKET pair. It loads the useful part of
+the standard library, freezes the garbage collector's view of it, builds the root that all its sandboxes share and then
+serves fork orders one by one. It is single-threaded, so that a fork is a whole copy.
+
+The call stack of every process stays flat: `main` goes on as zygote, as reaper in a fork of the zygote, and as runtime
+in a fork of the reaper, so that the runtime ends as an ordinary interpreter does.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import os
+import random
+import signal
+import socket
+import sys
+import time
+
+from . import bootstrap, handler, linux, messages, reaper, root, sandbox
+
+PRELOADED = (
+    "argparse", "ast", "asyncio", "base64", "bisect", "calendar", "collections.abc", "concurrent.futures",
+    "concurrent.futures.thread", "configparser", "contextlib", "contextvars", "copy", "csv", "ctypes",
+    "dataclasses", "datetime", "decimal", "difflib", "email.message", "email.mime.multipart",
+    "email.mime.text", "email.parser", "encodings.ascii", "encodings.idna", "encodings.latin_1",
+    "encodings.utf_8_sig", "enum", "fractions", "functools", "glob", "gzip", "hashlib", "heapq", "hmac",
+    "html", "http.client", "http.cookies", "http.server", "inspect", "io", "ipaddress", "itertools", "json",
+    "locale", "logging", "logging.handlers", "math", "mimetypes", "numbers", "operator", "pathlib", "pickle",
+    "platform", "pprint", "queue", "random", "re", "secrets", "select", "selectors", "shutil", "signal",
+    "socket", "ssl", "statistics", "string", "struct", "subprocess", "tempfile", "textwrap", "threading",
+    "traceback", "types", "typing", "unittest.mock", "urllib.error", "urllib.parse", "urllib.request", "uuid",
+    "warnings", "weakref", "xml.etree.ElementTree", "zipfile", "zlib", "zoneinfo", "_strptime",
+)  # fmt: skip
+"""What the handlers of the world import first. Memory and time are paid once a zygote, not once an environment."""
+
+
+class ForkOrder:
+    """What a forked sandbox needs: see `sandbox.enter`."""
+
+    __slots__ = ("cgroups", "control", "mounts", "uid")
+
+    def __init__(self, message: dict[str, object], descriptors: list[int]) -> None:
+        targets = message["mounts"]
+        assert isinstance(targets, list)
+        self.uid = int(str(message["uid"]))
+        self.control = descriptors[0]
+        self.mounts = list(zip(descriptors[1:], targets))  # noqa: B905 - `strict` is newer than CPython 3.9
+        self.cgroups = descriptors[1 + len(targets) :]
+
+
+def main(connection_fd: int, agent_pid: int, base: str, package: str, prefixes: list[str]) -> None:
+    """Run as zygote until the agent closes the connection; in forks, as reaper and runtime.
+
+    Args:
+        connection_fd: SOCK_SEQPACKET socket to the agent.
+        agent_pid: The agent; when it is no longer the parent, it died before the death signal was set.
+        base: Empty directory to build the root on.
+        package: Directory of this package.
+        prefixes: Directories outside `/usr` that this interpreter needs.
+    """
+    linux.set_parent_death_signal(signal.SIGKILL)
+    if os.getppid() != agent_pid:
+        return
+    linux.set_process_name("lambent-zygote")
+    sys.dont_write_bytecode = True  # it runs as root, in directories of others
+    _preload()
+    # The package's place on the host is nothing that a function should look for modules in.
+    sys.path[:] = [entry for entry in sys.path if entry != os.path.dirname(package)]
+    namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    root.enter(base, package, prefixes)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps; the agent watches each sandbox through its pidfd
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    gc.collect()
+    gc.disable()
+    gc.freeze()
+
+    connection = socket.socket(fileno=connection_fd)
+    order = _serve(connection, namespace)
+
+    # From here on: PID 1 of a sandbox.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    control = socket.socket(fileno=order.control)
+    try:
+        sandbox.enter(order.uid, order.control, order.cgroups, order.mounts)
+    except OSError as error:
+        messages.send(control, {"event": "failed", "error": str(error)})
+        os._exit(1)
+    linux.set_process_name("lambent-reaper")
+    orders = reaper.Reaper(control).run()
+
+    # From here on: the runtime process of the sandbox.
+    bootstrap.run(orders)
+
+
+def _preload() -> None:
+    for name in PRELOADED:
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            continue  # an interpreter built without that library; a function that needs it sees the same error
+    # Under `-S` nobody has called these; AWS's runtimes have `exit`, `quit` and `help`.
+    site = importlib.import_module("site")
+    site.setquit()
+    site.setcopyright()
+    site.sethelper()
+    handler.remember_preloaded()
+    os.environ["TZ"] = bootstrap.DEFAULT_TIME_ZONE
+    time.tzset()
+    # Tables that the first use would build in every environment anew.
+    time.strptime("2000", "%Y")
+    random.getrandbits(1)
+
+
+def _serve(connection: socket.socket, namespace: int) -> ForkOrder:
+    """Serve fork orders; returns only in a forked child, with its order."""
+    messages.send(connection, {"event": "ready"})
+    while True:
+        message, descriptors = messages.receive(connection)
+        if message is None:
+            os._exit(0)
+        try:
+            linux.unshare(linux.CLONE_NEWPID)
+            pid = os.fork()
+            if pid == 0:
+                connection.detach()  # `sandbox.enter` closes the descriptor; this object must not do it later
+                return ForkOrder(message, descriptors)
+            linux.setns(namespace, linux.CLONE_NEWPID)
+            process = os.pidfd_open(pid)
+        except OSError as error:
+            linux.setns(namespace, linux.CLONE_NEWPID)
+            messages.send(connection, {"event": "failed", "error": f"fork of a sandbox: {error}"})
+        else:
+            messages.send(connection, {"event": "forked", "pid": pid}, [process])
+            os.close(process)
+        for fd in descriptors:
+            os.close(fd)

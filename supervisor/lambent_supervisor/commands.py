@@ -1,0 +1,224 @@
+"""`lambent up` and `lambent down`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime as dt
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lambent.endpoint import DATA_DIR_VARIABLE, default_data_dir
+from lambent_common.programs import ETCD, NATS_SERVER
+
+from .daemons import SchedulerOptions
+from .data_directory import Address, DataDirectory, LockedDataDirectory
+from .detach import Report, move_output, start_detached
+from .down import stop_cluster
+from .errors import NotRootError, SupervisorError
+from .machine import divide, read_machine
+from .ports import check_free
+from .programs import require
+from .supervisor import ClusterConfig, Supervisor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from .machine import NodeShare
+
+# More agents than that on one machine are more than its CPUs have use for.
+MAX_NODES = 64
+
+_data_dir_option = click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    envvar=DATA_DIR_VARIABLE,
+    show_envvar=True,
+    help="Where the cluster keeps everything.  [default: lambent in $XDG_DATA_HOME or ~/.local/share]",
+)
+_output_option = click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
+
+
+class CommandFailedError(click.ClickException):
+    """Ends a command with an error's message and its help."""
+
+    def __init__(self, error: SupervisorError) -> None:
+        super().__init__(error.message)
+        self.help = error.help
+
+    def show(self, file: Any = None) -> None:
+        """Write message and help to standard error."""
+        click.echo(f"Error: {self.message}\nHelp: {self.help}", file=file, err=file is None)
+
+
+@click.command()
+@click.option("--nodes", type=click.IntRange(1, MAX_NODES), default=1, show_default=True, help="Number of node agents.")
+@_data_dir_option
+@click.option(
+    "--grpc-port",
+    type=click.IntRange(0, 65535),
+    default=9400,
+    show_default=True,
+    help="On loopback; 0: any free one.",
+)
+@click.option(
+    "--http-port",
+    type=click.IntRange(0, 65535),
+    default=9401,
+    show_default=True,
+    help="On loopback; 0: any free one.",
+)
+@click.option(
+    "--memory",
+    type=click.IntRange(min=1),
+    metavar="MIB",
+    help="Memory for functions, divided among the nodes.  [default: 80 % of the machine's or its cgroup's]",
+)
+@click.option(
+    "--keep-alive",
+    type=click.FloatRange(min=0),
+    default=600.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long an idle environment is kept.",
+)
+@click.option(
+    "--max-queue-wait",
+    type=click.FloatRange(min=0, max=900),
+    default=10.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long a call may wait for an environment.",
+)
+@click.option("--detach", is_flag=True, help="Return when the cluster is ready; it goes on in the background.")
+@_output_option
+@click.option("--report-fd", type=int, hidden=True)
+def up(  # noqa: PLR0917, click gives the options by name
+    nodes: int,
+    data_dir: Path | None,
+    grpc_port: int,
+    http_port: int,
+    memory: int | None,
+    keep_alive: float,
+    max_queue_wait: float,
+    detach: bool,
+    output: str,
+    report_fd: int | None,
+) -> None:
+    """Start a cluster on this machine and keep it until Ctrl-C.
+
+    It consists of etcd, nats-server, a scheduler and node agents, each a child process of this one.
+    """
+    root = (data_dir or default_data_dir(os.environ)).absolute()
+    if detach:
+        flags = {
+            "nodes": nodes,
+            "data-dir": root,
+            "grpc-port": grpc_port,
+            "http-port": http_port,
+            "memory": memory,
+            "keep-alive": keep_alive,
+            "max-queue-wait": max_queue_wait,
+        }
+        arguments = [f"--{name}={value}" for name, value in flags.items() if value is not None]
+        with _errors_shown():
+            _say_ready(start_detached(arguments), output=output, detached=True)
+        return
+    options = SchedulerOptions(grpc_port, http_port, keep_alive, max_queue_wait)
+    if report_fd is None:
+        with _errors_shown():
+            _run(
+                DataDirectory(root), nodes, memory, options, lambda cluster: _say_ready(cluster, output, detached=False)
+            )
+        return
+    report = Report(report_fd)
+
+    def on_ready(cluster: dict[str, str]) -> None:
+        report.ready(cluster)
+        move_output(DataDirectory(root).log("supervisor"))
+
+    try:
+        _run(DataDirectory(root), nodes, memory, options, on_ready)
+    except SupervisorError as error:
+        report.failed(error)
+        sys.exit(1)
+
+
+@click.command()
+@_data_dir_option
+@_output_option
+def down(data_dir: Path | None, output: str) -> None:
+    """Stop the cluster that `lambent up` started, and remove whatever one that was killed has left."""
+    directory = DataDirectory(data_dir or default_data_dir(os.environ))
+    with _errors_shown():
+        stopped = stop_cluster(directory)
+    if output == "json":
+        click.echo(json.dumps({"data_dir": str(directory.root), "stopped": stopped}))
+    else:
+        click.echo(f"Stopped the cluster in {directory.root}." if stopped else f"No cluster runs in {directory.root}.")
+
+
+def _run(
+    directory: DataDirectory,
+    nodes: int,
+    memory_mib: int | None,
+    options: SchedulerOptions,
+    on_ready: Callable[[dict[str, str]], None],
+) -> None:
+    """Check everything that can be checked beforehand, then supervise until a signal comes."""
+    if os.geteuid() != 0:
+        raise NotRootError("`lambent up` needs root: sandboxes are made of namespaces and cgroups", help_="Use sudo.")
+    search_path = os.environ.get("PATH", os.defpath)
+    etcd, etcd_version = require(ETCD, search_path)
+    nats, nats_version = require(NATS_SERVER, search_path)
+    machine = read_machine()
+    try:
+        share = divide(machine, nodes, memory_mib)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    with LockedDataDirectory(directory) as locked:
+        check_free(options.grpc_port, "--grpc-port")
+        check_free(options.http_port, "--http-port")
+        _notice(f"starting etcd {etcd_version}, nats-server {nats_version}, a scheduler and {_of_nodes(nodes, share)}")
+        if share.remark is not None:
+            _notice(share.remark)
+        # Variables of the CLI would be taken for the daemons' own.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("LAMBENT_")}
+        config = ClusterConfig(nodes, share, options, etcd, nats, environment)
+
+        def ready(address: Address) -> None:
+            on_ready({"grpc": address.grpc, "http": address.http, "data_dir": str(directory.root)})
+
+        asyncio.run(Supervisor(config, locked, _notice).run(ready))
+
+
+def _say_ready(cluster: dict[str, str], *, output: str, detached: bool) -> None:
+    if output == "json":
+        click.echo(json.dumps(cluster))
+        return
+    click.echo(f"Ready: gRPC {cluster['grpc']}, HTTP {cluster['http']}, data in {cluster['data_dir']}")
+    click.echo(f"Stop it with: lambent down --data-dir {cluster['data_dir']}" if detached else "Stop it with Ctrl-C.")
+
+
+def _notice(text: str) -> None:
+    """Tell the operator; with the time when it goes into a file."""
+    stamp = "" if sys.stderr.isatty() else dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ ")
+    click.echo(f"{stamp}lambent: {text}", err=True)
+
+
+def _of_nodes(nodes: int, share: NodeShare) -> str:
+    count = "1 node" if nodes == 1 else f"{nodes} nodes, each"
+    return f"{count} with {share.memory_mib} MiB and {share.cpus:g} CPUs"
+
+
+@contextlib.contextmanager
+def _errors_shown() -> Iterator[None]:
+    try:
+        yield
+    except SupervisorError as error:
+        raise CommandFailedError(error) from error

@@ -1,0 +1,113 @@
+"""What this machine has to give, and how it is divided among nodes."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+MEBIBYTE = 1 << 20
+
+# The rest is for etcd, nats-server, scheduler, agents and the machine's owner.
+DEFAULT_MEMORY_SHARE = 0.8
+
+# The smallest function: AWS Lambda quotas, memory allocation 128 MB.
+MINIMUM_NODE_MEMORY_MIB = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Memory in MiB and CPUs that this process may use: the machine's, or its cgroup's where that is less."""
+
+    memory_mib: int
+    cpus: float
+
+
+@dataclass(frozen=True, slots=True)
+class NodeShare:
+    """What one node declares: memory in MiB and CPUs, and what is to be said about it, if anything."""
+
+    memory_mib: int
+    cpus: float
+    remark: str | None = None
+
+
+def divide(machine: Machine, nodes: int, memory_mib: int | None) -> NodeShare:
+    """Divide memory and CPUs equally; without `memory_mib` 80 % of the machine's memory is used.
+
+    Raises:
+        ValueError: A node would have less memory than the smallest function.
+    """
+    total_mib = int(machine.memory_mib * DEFAULT_MEMORY_SHARE) if memory_mib is None else memory_mib
+    share_mib = total_mib // nodes
+    if share_mib < MINIMUM_NODE_MEMORY_MIB:
+        raise ValueError(
+            f"{total_mib} MiB over {nodes} nodes leaves {share_mib} MiB for each, "
+            f"less than the smallest function's {MINIMUM_NODE_MEMORY_MIB} MiB"
+        )
+    remark = None
+    if total_mib > machine.memory_mib:
+        remark = (
+            f"{total_mib} MiB are declared, {machine.memory_mib} MiB are there: "
+            "functions that really use them will be killed for lack of memory"
+        )
+    return NodeShare(memory_mib=share_mib, cpus=round(machine.cpus / nodes, 3), remark=remark)
+
+
+def read_machine(root: Path = Path("/")) -> Machine:
+    """Read memory and CPUs from the kernel; `root` holds proc and sys."""
+    limits = [_memory_total(root), *_cgroup_memory_limits(root)]
+    cpus = [float(len(os.sched_getaffinity(0))), *_cgroup_cpu_limits(root)]
+    return Machine(memory_mib=min(limits) // MEBIBYTE, cpus=min(cpus))
+
+
+def _memory_total(root: Path) -> int:
+    for line in (root / "proc/meminfo").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == "MemTotal":
+            return int(value.split()[0]) * 1024
+    raise ValueError("/proc/meminfo has no MemTotal")
+
+
+def _own_cgroups(root: Path, controller: str) -> list[Path]:
+    """Directories of this process's cgroup and all above it that may hold limits of a controller, v1 and v2."""
+    directories: list[Path] = []
+    for line in (root / "proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        mounts = ["sys/fs/cgroup", "sys/fs/cgroup/unified"] if not controllers else [f"sys/fs/cgroup/{controllers}"]
+        if controllers and controller not in controllers.split(","):
+            continue
+        for mount in mounts:
+            here = root / mount / path.lstrip("/")
+            directories += [here, *(parent for parent in here.parents if parent.is_relative_to(root / mount))]
+    return directories
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return None
+
+
+def _cgroup_memory_limits(root: Path) -> list[int]:
+    """Limits in bytes; v1 says "none" with a number beyond any memory, which min() sorts out."""
+    texts = [
+        _read(directory / name)
+        for directory in _own_cgroups(root, "memory")
+        for name in ("memory.max", "memory.limit_in_bytes")
+    ]
+    return [int(text) for text in texts if text is not None and text.isdigit()]
+
+
+def _cgroup_cpu_limits(root: Path) -> list[float]:
+    """Quotas in CPUs: v2 `cpu.max` is "quota period" or "max period", v1 has a file for each and -1 for none."""
+    limits = []
+    for directory in _own_cgroups(root, "cpu"):
+        quota, _, period = (_read(directory / "cpu.max") or "").partition(" ")
+        if not quota:
+            quota = _read(directory / "cpu.cfs_quota_us") or ""
+            period = _read(directory / "cpu.cfs_period_us") or ""
+        if quota.isdigit() and period.isdigit() and int(quota) and int(period):
+            limits.append(int(quota) / int(period))
+    return limits

@@ -1,0 +1,220 @@
+"""Placement against a look at every node."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.core.specs import make_capacity, make_spec
+
+from lambent_scheduler.core import NodeTable, Placement, PlacementRequest, Shape, Unplaceable, place
+from lambent_scheduler.core.nodes import NodeState, memory_by_cpu
+from lambent_scheduler.core.version import cpu_millis
+
+_RUNTIMES = ("python3.11", "python3.12")
+_LABELS = (("zone", "a"), ("zone", "b"))
+_MEMORY_MIB = (128, 256, 1769, 3008)
+_DISK_MIB = (512, 2048)
+
+
+@dataclass
+class Cluster:
+    """A table and what was reserved in it."""
+
+    table: NodeTable = field(default_factory=lambda: NodeTable(cpu_overcommit=1.0, disk_overcommit=1.0))
+    held: list[tuple[str, int, int]] = field(default_factory=list)
+
+
+_JOIN = st.tuples(
+    st.just("join"),
+    st.integers(0, 7),
+    st.sampled_from((512, 1024, 4096)),
+    st.sampled_from((100, 1000, 4000)),
+    st.sampled_from((512, 4096)),
+    st.sets(st.sampled_from(_RUNTIMES)),
+    st.sampled_from(_LABELS),
+    st.booleans(),
+)
+_OTHER = st.tuples(
+    st.sampled_from(["leave", "drain", "undrain", "reserve", "release", "foreign", "ask"]),
+    st.integers(0, 7),
+    st.sampled_from(_MEMORY_MIB),
+    st.sampled_from(_DISK_MIB),
+)
+_REQUESTS = st.builds(
+    PlacementRequest,
+    shape=st.builds(
+        Shape,
+        runtime=st.sampled_from(_RUNTIMES),
+        disk_mib=st.sampled_from(_DISK_MIB),
+        labels=st.sampled_from((frozenset(), frozenset(_LABELS[:1]))),
+    ),
+    memory_mib=st.sampled_from(_MEMORY_MIB),
+    code_sha256=st.sampled_from(("f-1", "g-1")),
+    excluded=st.sets(st.sampled_from(["n0", "n1", "n2"])),
+)
+
+
+def _apply(cluster: Cluster, step: tuple[object, ...]) -> None:
+    table = cluster.table
+    kind, node_id = step[0], f"n{step[1]}"
+    if kind == "join":
+        _, _, memory_mib, cpu, disk_mib, runtimes, label, draining = step
+        capacity = make_capacity(memory_mib, cpu, disk_mib)  # type: ignore[arg-type]  # drawn by _JOIN
+        table.join(node_id, capacity, dict([label]), runtimes, draining=draining)  # type: ignore[list-item,arg-type]  # the same
+        return
+    node = table.get(node_id)
+    _, _, memory_mib, disk_mib = step
+    spec = make_spec("f", memory_mib, disk_mib=disk_mib)  # type: ignore[arg-type]  # drawn by _OTHER
+    if node is None:
+        return
+    match kind:
+        case "leave":
+            table.leave(node_id)
+            cluster.held = [held for held in cluster.held if held[0] != node_id]
+        case "drain" | "undrain":
+            table.set_draining(node, kind == "drain")
+        case "reserve":
+            table.reserve(node, spec)
+            table.remember_package(node, spec.code_sha256)
+            cluster.held.append((node_id, spec.memory_mib, spec.ephemeral_storage_mib))
+        case "release":
+            held = next((held for held in cluster.held if held[0] == node_id), None)
+            if held is not None:
+                cluster.held.remove(held)
+                table.release(node, make_spec("f", held[1], disk_mib=held[2]))
+        case "foreign":
+            table.set_foreign(node, {"memory_mib": node.reserved.memory_mib + spec.memory_mib})
+
+
+def _reason(node: NodeState, request: PlacementRequest) -> str | None:
+    """Say why a node cannot take a request, by looking at it."""
+    shape, free = request.shape, node.free()
+    if node.draining:
+        return "draining"
+    if shape.runtime not in node.runtimes:
+        return "runtime"
+    if not shape.labels <= node.labels:
+        return "labels"
+    if free.disk_mib < shape.disk_mib:
+        return "disk"
+    if free.memory_mib >= request.memory_mib and free.cpu_millis >= cpu_millis(request.memory_mib):
+        return "excluded" if node.node_id in request.excluded else None
+    return "cpu" if memory_by_cpu(free.cpu_millis) < free.memory_mib else "memory"
+
+
+@given(
+    steps=st.lists(st.one_of(_JOIN, _OTHER), max_size=60),
+    requests=st.lists(_REQUESTS, min_size=1, max_size=3),
+    seed=st.integers(0, 2**64),
+)
+def test_a_node_is_found_exactly_when_there_is_one(
+    steps: list[tuple[object, ...]], requests: list[PlacementRequest], seed: int
+) -> None:
+    """The indexes know what a look at every node would tell, after any history; a chosen node can take the request."""
+    cluster = Cluster()
+    for step in steps:
+        _apply(cluster, step)
+        if step[0] == "ask":
+            place(cluster.table, requests[0], seed)
+    for request in requests:
+        reasons = {node.node_id: _reason(node, request) for node in cluster.table}
+        answer = place(cluster.table, request, seed)
+        assert answer == place(cluster.table, request, seed)
+        match answer:
+            case Placement(node_id=chosen, has_code=has_code):
+                assert reasons[chosen] is None
+                assert has_code == (request.code_sha256 in cluster.table.node(chosen).packages)
+            case Unplaceable(rejections=rejections, nodes=nodes):
+                assert None not in reasons.values()
+                assert nodes == len(reasons)
+                counted = Counter(reasons.values())
+                del counted["excluded"]
+                assert {reason: count for reason, count in rejections.items() if reason != "excluded"} == counted
+
+
+@given(st.integers(-2000, 200_000))
+def test_memory_by_cpu_is_the_largest_that_fits(cpu: int) -> None:
+    """Memory and CPU come down to one number without a rounding error in between."""
+    memory_mib = memory_by_cpu(cpu)
+    assert cpu_millis(memory_mib) <= cpu < cpu_millis(memory_mib + 1)
+
+
+def _table(nodes: int, memory_mib: int = 10_000, cpu: int = 100_000) -> NodeTable:
+    table = NodeTable()
+    for number in range(nodes):
+        table.join(f"n{number}", make_capacity(memory_mib, cpu), {}, ["python3.11"])
+    return table
+
+
+def _request(memory_mib: int = 128, name: str = "f") -> PlacementRequest:
+    spec = make_spec(name, memory_mib)
+    return PlacementRequest(Shape(spec.runtime, 512), memory_mib, spec.code_sha256)
+
+
+def test_two_choices_keep_the_load_even() -> None:
+    """With one random choice the fullest of 100 nodes would get three times the mean; with two it stays near it."""
+    table = _table(100)
+    for seed in range(1000):
+        placed = place(table, _request(name=f"f{seed}"), seed)
+        assert isinstance(placed, Placement)
+        table.reserve(table.node(placed.node_id), make_spec())
+    counts = [node.reserved.memory_mib // 128 for node in table]
+    assert max(counts) <= 14
+    assert min(counts) >= 5
+
+
+def test_a_node_with_the_code_is_preferred() -> None:
+    """Fetching a package is the dearest part of a start: one node of 500 that has it is found."""
+    table = _table(500)
+    table.remember_package(table.node("n77"), "f-1")
+    assert {place(table, _request(), seed) for seed in range(50)} == {Placement("n77", has_code=True)}
+
+
+def test_a_busy_node_with_the_code_is_not_preferred() -> None:
+    """Where all cores are spoken for, load counts before code: a burst of one function spreads over the nodes."""
+    table = NodeTable(cpu_overcommit=16.0)
+    for number in range(2):
+        table.join(f"n{number}", make_capacity(100_000, 1000), {}, ["python3.11"])
+    for seed in range(20):
+        placed = place(table, _request(1769), seed)
+        assert isinstance(placed, Placement)
+        node = table.node(placed.node_id)
+        table.reserve(node, make_spec("f", 1769))
+        table.remember_package(node, "f-1")
+    assert sorted(node.reserved.memory_mib // 1769 for node in table) == [10, 10]
+
+
+def test_a_node_whose_starts_fail_comes_last() -> None:
+    """A sick node is always empty; it must not draw every start to itself."""
+    table = _table(2)
+    table.node("n0").failures = 1
+    table.remember_package(table.node("n0"), "f-1")
+    assert {place(table, _request(), seed) for seed in range(50)} == {Placement("n1", has_code=False)}
+
+
+def test_more_shapes_than_indexes_are_still_answered() -> None:
+    """An index that was dropped for another shape is built again, with what has changed since."""
+    table = _table(3, memory_mib=256)
+    requests = [PlacementRequest(Shape("python3.11", 512 + number), 256, "c") for number in range(200)]
+    for request in requests:
+        assert isinstance(place(table, request, 1), Placement)
+    for node in table:
+        table.reserve(node, make_spec())
+    for request in requests:
+        assert place(table, request, 1) == Unplaceable({"memory": 3}, 3)
+    assert all(len(node.pools) <= 64 for node in table)
+
+
+def test_packages_of_a_node_that_left_are_forgotten() -> None:
+    """Its slot goes to another node, which does not have them."""
+    table = _table(1)
+    for number in range(2000):
+        table.remember_package(table.node("n0"), f"p{number}")
+    assert len(table._holders) == 1024
+    table.leave("n0")
+    assert table._holders == {}
+    table.join("n1", make_capacity(), {}, ["python3.11"])
+    assert place(table, PlacementRequest(Shape("python3.11", 512), 128, "p1999"), 1) == Placement("n1", has_code=False)

@@ -1,0 +1,148 @@
+"""The package store on a real nats-server."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.nats_server import NatsServer, nats_server
+
+from lambent.errors import InvalidParameterError, ResourceNotFoundError, UnavailableError
+from lambent_common.credentials import Credentials
+from lambent_common.nats import connect_nats
+from lambent_common.packages import PackageStore
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from nats.js import JetStreamContext
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[NatsServer]:
+    async with nats_server() as running:
+        yield running
+
+
+@pytest.fixture
+async def js(server: NatsServer) -> AsyncIterator[JetStreamContext]:
+    async with server.connect() as client:
+        yield client.jetstream()
+
+
+def package(path: Path, content: bytes) -> tuple[Path, str]:
+    path.write_bytes(content)
+    return path, hashlib.sha256(content).hexdigest()
+
+
+def names_in(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+@pytest.mark.parametrize("size", [0, 1, 128 * 1024, 3_000_001])
+async def test_package_comes_back_as_it_was_put(js: JetStreamContext, tmp_path: Path, size: int) -> None:
+    """Sizes around the chunk's, and none of it under its name before it is whole."""
+    store = await PackageStore.open(js)
+    path, sha256 = package(tmp_path / "in", os.urandom(size))
+    info = await store.put(path)
+    assert (info.sha256, info.size_bytes) == (sha256, size)
+    (tmp_path / "cache").mkdir()
+    await store.fetch(sha256, tmp_path / "cache" / sha256, 10)
+    assert (tmp_path / "cache" / sha256).read_bytes() == path.read_bytes()
+    assert names_in(tmp_path / "cache") == [sha256]
+
+
+async def test_same_content_is_stored_once(js: JetStreamContext, tmp_path: Path) -> None:
+    """Also when many put it at the same moment: the losers take their chunks back."""
+    store = await PackageStore.open(js)
+    path, sha256 = package(tmp_path / "in", os.urandom(300_000))
+    await asyncio.gather(*(store.put(path) for _ in range(8)))
+    assert [info.sha256 for info in await store.list()] == [sha256]
+    state = (await js.stream_info("OBJ_lambent-code")).state
+    assert state.messages == 3 + 1
+
+
+async def test_unknown_package_is_said_so(js: JetStreamContext, tmp_path: Path) -> None:
+    """The agent must tell a missing package from a store that is away."""
+    store = await PackageStore.open(js)
+    with pytest.raises(ResourceNotFoundError):
+        await store.fetch("0" * 64, tmp_path / "x", 5)
+    with pytest.raises(InvalidParameterError, match="upload it again"):
+        await store.claim("0" * 64)
+    with pytest.raises(InvalidParameterError, match="not a SHA-256"):
+        await store.claim("../../etc/passwd")
+    assert not await store.exists("0" * 64)
+    assert not await store.delete("0" * 64)
+    assert await store.list() == []
+    assert names_in(tmp_path) == []
+
+
+async def test_claim_saves_a_package_from_a_deletion_under_way(js: JetStreamContext, tmp_path: Path) -> None:
+    """The sweep read the mark, then somebody made a function of the package: it must stay."""
+    store = await PackageStore.open(js)
+    path, sha256 = package(tmp_path / "in", b"code")
+    assert await store.mark_unreferenced(await store.put(path), 17.25)
+    seen = await store.info(sha256)
+    assert seen is not None
+    assert seen.unreferenced_since == 17.25
+    assert (await store.claim(sha256)).unreferenced_since is None
+    assert not await store.delete_unchanged(seen)
+    assert not await store.mark_unreferenced(seen, 18.0)
+    await store.fetch(sha256, tmp_path / "out", 5)
+
+
+async def test_put_takes_the_mark_away(js: JetStreamContext, tmp_path: Path) -> None:
+    """Who uploads means to use it soon."""
+    store = await PackageStore.open(js)
+    path, _ = package(tmp_path / "in", b"code")
+    assert await store.mark_unreferenced(await store.put(path), 1.0)
+    assert (await store.put(path)).unreferenced_since is None
+
+
+async def test_deleted_package_leaves_nothing_and_can_be_put_again(js: JetStreamContext, tmp_path: Path) -> None:
+    """A tombstone for every package ever would fill the stream."""
+    store = await PackageStore.open(js)
+    path, sha256 = package(tmp_path / "in", os.urandom(500_000))
+    await store.put(path)
+    assert await store.delete(sha256)
+    assert (await js.stream_info("OBJ_lambent-code")).state.messages == 0
+    await store.put(path)
+    assert await store.exists(sha256)
+
+
+async def test_packages_survive_a_crash_of_the_server(server: NatsServer, tmp_path: Path) -> None:
+    """An acknowledged upload is on disk; the client finds the way back by itself."""
+    path, sha256 = package(tmp_path / "in", os.urandom(200_000))
+    async with server.connect() as client:
+        store = await PackageStore.open(client.jetstream())
+        await store.put(path)
+        await server.kill()
+        with pytest.raises(UnavailableError):
+            await store.fetch(sha256, tmp_path / "out", 0.5)
+        await server.start()
+        async with asyncio.timeout(20):
+            while True:
+                try:
+                    await store.fetch(sha256, tmp_path / "out", 5)
+                except UnavailableError:
+                    continue
+                break
+    assert (tmp_path / "out").read_bytes() == path.read_bytes()
+    assert names_in(tmp_path) == ["in", "out"]
+
+
+async def test_wrong_password_is_refused_with_a_reason(server: NatsServer) -> None:
+    """The store holds everybody's code: no anonymous visitors."""
+    for credentials in (Credentials(), Credentials(nats_user="lambent", nats_password="guess")):
+        with pytest.raises(UnavailableError, match=r"cannot be reached.*[Aa]uthorization"):
+            await connect_nats([server.url], credentials, "test", timeout_s=1.5)
+
+
+async def test_absent_server_is_named(tmp_path: Path) -> None:
+    """The operator sees which address was tried."""
+    with pytest.raises(UnavailableError, match=r"nats://127\.0\.0\.1:1 cannot be reached within 0\.5 s"):
+        await connect_nats(["nats://127.0.0.1:1"], Credentials(), "test", timeout_s=0.5)

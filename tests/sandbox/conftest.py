@@ -1,0 +1,32 @@
+"""One host for each module of sandbox tests, in a mount namespace of the test run's own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from lambent_node_agent.sandbox import enter_private_mount_namespace
+
+from tests.sandbox_harness import Lab, lab
+
+
+@pytest.fixture(scope="session")
+def mount_namespace() -> None:
+    """What the agent does first."""
+    if os.geteuid() != 0:
+        pytest.skip("sandboxes need root")
+    enter_private_mount_namespace()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def world(
+    mount_namespace: None, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> AsyncIterator[Lab]:
+    """Give a host without a pool, shared by the tests of a module."""
+    directory: Path = tmp_path_factory.mktemp("sandbox")
+    directory.chmod(0o755)
+    async with lab(directory, request.module.__name__.rpartition(".")[2].replace("_", "-")) as made:
+        yield made

@@ -1,0 +1,281 @@
+"""From blank to closed: starts, kills, restarts, reuse, the pool, and what is left at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from lambent_node_agent.sandbox import SandboxError, SandboxHost
+from lambent_runtime.channel import Kind
+
+from tests.sandbox_harness import OWN_RUNTIME, Lab, config, lab
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+ECHO = "def handler(event, context):\n    return event\n"
+COUNTER = """
+import os
+count = 0
+def handler(event, context):
+    global count
+    count += 1
+    open("/tmp/seen", "a").write("x")
+    return [count, os.path.getsize("/tmp/seen")]
+"""
+
+
+def groups_of(owner: str) -> list[Path]:
+    """Return the directories in cgroup hierarchies that bear an owner's mark."""
+    found = []
+    for parent, names, _files in os.walk("/sys/fs/cgroup"):
+        found += [Path(parent) / name for name in names if name.startswith(f"lambent-{owner}")]
+    return found
+
+
+def descriptors() -> set[str]:
+    return {
+        os.readlink(f"/proc/self/fd/{fd}")
+        for fd in os.listdir("/proc/self/fd")
+        if os.path.exists(f"/proc/self/fd/{fd}")
+    }
+
+
+async def test_a_kill_leaves_the_sandbox_and_its_tmp(world: Lab) -> None:
+    """After a timeout AWS starts the process anew in the same environment: globals are gone, /tmp is not."""
+    async with asyncio.timeout(30), world.sandbox(COUNTER) as sandbox:
+        async with world.start(sandbox) as function:
+            await function.frame()
+            assert [await function.invoke(), await function.invoke()] == [[1, 1], [2, 2]]
+            await sandbox.kill_runtime()
+            assert (await function.process.exit_status).signal == 9
+        async with world.start(sandbox) as function:
+            await function.frame()
+            assert await function.invoke() == [1, 3]
+        assert not sandbox.exited.done()
+
+
+async def test_a_kill_ends_every_process_of_the_function(world: Lab) -> None:
+    """Daemons with their own session, double forks and ignored signals are all the same to SIGKILL."""
+    code = """
+import os, signal, subprocess, sys, time
+def handler(event, context):
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"], start_new_session=True)
+    for _ in range(5):
+        if os.fork() == 0:
+            os.setsid()
+            for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+                signal.signal(number, signal.SIG_IGN)
+            if os.fork():
+                os._exit(0)
+            time.sleep(1000)
+"""
+    async with world.function(code) as function:
+        await function.invoke()
+        assert len(function.sandbox._slot.group.process_ids()) > 5
+        await function.sandbox.kill_runtime()
+        assert len(function.sandbox._slot.group.process_ids()) == 1
+
+
+async def test_orphans_leave_no_zombie(world: Lab) -> None:
+    """A long-lived environment must not fill its process table."""
+    code = """
+import os
+def handler(event, context):
+    for _ in range(50):
+        if os.fork() == 0:
+            if os.fork() == 0:
+                os._exit(0)
+            os._exit(0)
+        os.wait()
+    return sum("State:\\tZ" in open(f"/proc/{p}/status").read() for p in os.listdir("/proc") if p.isdigit())
+"""
+    async with world.function(code) as function:
+        await function.invoke()
+        assert await function.invoke() <= 50  # the last round's may still wait for the reaper's turn
+        assert len(function.sandbox._slot.group.process_ids()) < 60
+
+
+async def test_a_second_process_is_refused_while_the_first_runs(world: Lab) -> None:
+    """One environment serves one invocation at a time."""
+    async with world.function(ECHO) as function:
+        with pytest.raises(SandboxError, match="still runs"):
+            await function.sandbox.start_runtime("handler.handler", {})
+
+
+async def test_a_closed_sandbox_refuses_everything(world: Lab) -> None:
+    """Its slot may be another's by now."""
+    sandbox = await world.host.create(OWN_RUNTIME)
+    await sandbox.close()
+    await sandbox.close()
+    assert sandbox.exited.done()
+    with pytest.raises(SandboxError, match="has ended"):
+        await sandbox.start_runtime("handler.handler", {})
+    with pytest.raises(SandboxError, match="has ended"):
+        await sandbox.kill_runtime()
+
+
+async def test_closing_ends_a_running_process(world: Lab) -> None:
+    """And tells whoever waits for its exit."""
+    async with asyncio.timeout(20):
+        async with world.sandbox(ECHO) as sandbox, world.start(sandbox) as function:
+            assert (await function.frame())[0] is Kind.READY
+            await sandbox.close()
+            assert (await function.process.exit_status).signal == 9
+
+
+async def test_the_next_user_of_a_slot_finds_nothing(world: Lab) -> None:
+    """Slots are used again: files of the last function must not be."""
+    async with world.function("def handler(e, c):\n    open('/tmp/secret', 'w').write('s')\n") as function:
+        await function.invoke()
+        slot = function.sandbox._slot
+    async with world.function(
+        "import os\ndef handler(e, c):\n    return os.listdir('/tmp') + os.listdir('/var/task')\n"
+    ) as function:
+        assert function.sandbox._slot is slot
+        assert await function.invoke() == ["handler.py"]
+
+
+async def test_unknown_runtimes_and_missing_code_are_told(world: Lab, tmp_path: Path) -> None:
+    """The message names what is missing."""
+    with pytest.raises(SandboxError, match=r"python2\.7"):
+        await world.host.create("python2.7")
+    sandbox = await world.host.create(OWN_RUNTIME)
+    with pytest.raises(SandboxError, match="nowhere"):
+        await sandbox.specialise(tmp_path / "nowhere", 128, 72, 512)
+    await sandbox.close()
+
+
+async def test_a_hundred_environments_leave_nothing(world: Lab) -> None:
+    """No descriptor, mount, group or process stays behind."""
+    code = world.write(ECHO)
+
+    async def live() -> None:
+        sandbox = await world.host.create(OWN_RUNTIME)
+        await sandbox.specialise(code, 128, 72, 16)
+        await sandbox.close()
+
+    await asyncio.gather(*(live() for _ in range(10)))
+    before = len(os.listdir("/proc/self/fd")), Path("/proc/self/mounts").read_text().count("\n")
+    for _ in range(10):
+        await asyncio.gather(*(live() for _ in range(10)))
+    assert (len(os.listdir("/proc/self/fd")), Path("/proc/self/mounts").read_text().count("\n")) == before
+
+
+async def test_the_pool_hands_out_ready_made_sandboxes(mount_namespace: None, tmp_path: Path) -> None:
+    """A cold start takes what was made before, and the pool is filled again."""
+    tmp_path.chmod(0o755)
+    async with asyncio.timeout(30), lab(tmp_path, "pool", pool_size=2) as made:
+        while made.host.ready_made(OWN_RUNTIME) < 2:
+            await asyncio.sleep(0)
+        waiting = list(made.host._pools[OWN_RUNTIME])
+        sandbox = await made.host.create(OWN_RUNTIME)
+        assert sandbox is waiting[0]
+        while made.host.ready_made(OWN_RUNTIME) < 2:
+            await asyncio.sleep(0)
+        await sandbox.close()
+
+
+async def test_a_pooled_sandbox_that_died_is_not_handed_out(mount_namespace: None, tmp_path: Path) -> None:
+    """The out-of-memory killer of the machine may have taken it."""
+    tmp_path.chmod(0o755)
+    async with asyncio.timeout(30), lab(tmp_path, "dead", pool_size=1) as made:
+        while made.host.ready_made(OWN_RUNTIME) < 1:
+            await asyncio.sleep(0)
+        [waiting] = made.host._pools[OWN_RUNTIME]
+        signal.pidfd_send_signal(waiting._process_fd, signal.SIGKILL)
+        await waiting.exited
+        async with made.function(ECHO) as function:
+            assert await function.invoke(1) == 1
+
+
+async def test_a_dead_zygote_takes_its_sandboxes_and_is_started_again(mount_namespace: None, tmp_path: Path) -> None:
+    """Its environments are reported as ended, and the node goes on."""
+    tmp_path.chmod(0o755)
+    async with asyncio.timeout(30), lab(tmp_path, "zygote") as made:
+        sandbox = await made.host.create(OWN_RUNTIME)
+        made.host._zygotes[OWN_RUNTIME]._process.kill()
+        await sandbox.exited
+        await sandbox.close()
+        async with made.function(ECHO) as function:
+            assert await function.invoke(2) == 2
+
+
+async def test_leaving_the_host_takes_everything_off_the_machine(mount_namespace: None, tmp_path: Path) -> None:
+    """Also sandboxes that nobody has closed."""
+    tmp_path.chmod(0o755)
+    async with asyncio.timeout(30), lab(tmp_path, "leave", pool_size=1) as made:
+        sandbox = await made.host.create(OWN_RUNTIME)
+        await sandbox.specialise(made.write(ECHO), 128, 72, 16)
+        process = await sandbox.start_runtime("handler.handler", {})
+        assert groups_of(f"leave-{os.getpid()}")
+    assert (await process.exit_status).signal == 9
+    process.channel.close()
+    os.close(process.log_fd)
+    assert groups_of(f"leave-{os.getpid()}") == []
+    assert str(tmp_path) not in Path("/proc/self/mounts").read_text()
+    assert list((tmp_path / "state").iterdir()) == []
+
+
+AGENT = """
+import asyncio, json, os, sys
+from pathlib import Path
+from lambent_node_agent.sandbox import SandboxConfig, SandboxHost, enter_private_mount_namespace
+
+async def main():
+    async with SandboxHost(SandboxConfig(Path(sys.argv[1]), sys.argv[2], pool_size=1)) as host:
+        sandbox = await host.create(sys.argv[3])
+        await sandbox.specialise(Path(sys.argv[4]), 128, 72, 16)
+        process = await sandbox.start_runtime("handler.handler", {})
+        pids = sandbox._slot.group.process_ids()
+        zygotes = [zygote._process.pid for zygote in host._zygotes.values()]
+        print(json.dumps(pids + zygotes), flush=True)
+        await asyncio.Event().wait()
+
+enter_private_mount_namespace()
+asyncio.run(main())
+"""
+
+
+async def test_a_killed_agent_leaves_no_process_and_no_mount_and_the_next_one_sweeps(
+    mount_namespace: None, tmp_path: Path
+) -> None:
+    """SIGKILL gives nobody a chance to clean up: the kernel ends the processes, the next start takes the rest."""
+    tmp_path.chmod(0o755)
+    owner = f"killed-{os.getpid()}"
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "handler.py").write_text(ECHO)
+    arguments = [str(tmp_path / "state"), owner, OWN_RUNTIME, str(tmp_path / "code")]
+    with subprocess.Popen([sys.executable, "-c", AGENT, *arguments], stdout=subprocess.PIPE) as agent:
+        assert agent.stdout is not None
+        pids = json.loads(await asyncio.to_thread(agent.stdout.readline))
+        assert len(pids) >= 3
+        processes = [os.pidfd_open(pid) for pid in pids]
+        agent.kill()
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(10):
+        for process in processes:
+            ended = asyncio.Event()
+            loop.add_reader(process, ended.set)
+            await ended.wait()
+            loop.remove_reader(process)
+            os.close(process)
+    assert str(tmp_path) not in Path("/proc/1/mounts").read_text()
+    assert groups_of(owner)
+    async with asyncio.timeout(30), SandboxHost(config(tmp_path, "killed")) as host:
+        await (await host.create(OWN_RUNTIME)).close()
+    assert groups_of(owner) == []
+    assert list((tmp_path / "state").iterdir()) == []
+
+
+async def test_agents_on_one_machine_use_different_uids(mount_namespace: None, world: Lab, tmp_path: Path) -> None:
+    """Limits by UID would otherwise be shared between the nodes of one machine."""
+    tmp_path.chmod(0o755)
+    code = "import os\ndef handler(event, context):\n    return os.getuid()\n"
+    async with lab(tmp_path, "second") as other, world.function(code) as first, other.function(code) as second:
+        assert await first.invoke() != await second.invoke()

@@ -1,0 +1,121 @@
+"""Memory, CPU, processes and disk of one environment are bounded, and the bounds are told."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from tests.sandbox_harness import Lab
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+async def test_a_memory_bomb_is_killed_and_told_from_other_kills(world: Lab) -> None:
+    """The caller learns Runtime.OutOfMemory, not just a signal."""
+    code = """
+import os
+def handler(event, context):
+    if event:
+        os.kill(os.getpid(), 9)
+    kept = [b"x" * (1 << 20) for _ in range(1000)]
+"""
+    async with asyncio.timeout(60), world.sandbox(code, memory_mib=128) as sandbox:
+        for event, oom_killed in ((0, True), (1, False), (0, True)):
+            async with world.start(sandbox) as function:
+                await function.frame()
+                await function.send(event)
+                status = await function.process.exit_status
+                assert (status.signal, status.oom_killed) == (9, oom_killed)
+                await sandbox.kill_runtime()
+        assert 120 <= sandbox.peak_memory_mib() <= 128
+
+
+async def test_memory_below_the_limit_is_to_be_had(world: Lab) -> None:
+    """A function of 128 MB can use most of it."""
+    code = "def handler(event, context):\n    return len(bytearray(100 << 20))\n"
+    async with world.function(code, memory_mib=128) as function:
+        assert await function.invoke() == 100 << 20
+        assert 100 <= function.sandbox.peak_memory_mib() <= 128
+
+
+async def test_the_next_environment_starts_a_new_peak(world: Lab) -> None:
+    """Groups are used again; the figures of the last user must not be."""
+    async with world.function("def handler(e, c):\n    return len(bytearray(90 << 20))\n") as function:
+        await function.invoke()
+        assert function.sandbox.peak_memory_mib() >= 90
+    async with world.function("def handler(e, c):\n    return 0\n") as function:
+        await function.invoke()
+        assert function.sandbox.peak_memory_mib() < 30
+
+
+async def test_tmp_is_full_at_its_size(world: Lab) -> None:
+    """ENOSPC, not a dead function."""
+    code = """
+def handler(event, context):
+    with open("/tmp/big", "wb", buffering=0) as file:
+        try:
+            for _ in range(100):
+                file.write(bytes(1 << 20))
+        except OSError as error:
+            return [error.errno, file.tell() >> 20]
+"""
+    async with world.function(code, storage_mib=10) as function:
+        assert await function.invoke() == [28, 10]
+
+
+async def test_a_fork_bomb_stays_within_its_bounds(world: Lab) -> None:
+    """It ends with an error in the function, and kill_runtime removes all of it."""
+    code = """
+import os, time
+def handler(event, context):
+    children = 0
+    try:
+        while True:
+            if os.fork() == 0:
+                time.sleep(1000)
+            children += 1
+    except OSError as error:
+        return [error.errno, children]
+"""
+    async with world.function(code, memory_mib=2048) as function:
+        errno, children = await function.invoke()
+        assert errno == 11
+        assert 500 <= children <= 742
+        await function.sandbox.kill_runtime()
+        assert function.sandbox._slot.group.process_ids() == function.sandbox._slot.group.process_ids()[:1]
+        assert (await function.process.exit_status).signal == 9
+
+
+async def test_the_quota_holds_from_the_first_invocation_on(world: Lab) -> None:
+    """Init runs at full speed, as on AWS; then CPU follows memory."""
+    code = """
+import time
+def burn():
+    wall, cpu = time.perf_counter(), time.process_time()
+    while time.process_time() - cpu < 0.1:
+        pass
+    return 0.1 / (time.perf_counter() - wall)
+share = burn()
+def handler(event, context):
+    return [share, burn()]
+"""
+    async with asyncio.timeout(60), world.sandbox(code) as sandbox:
+        sandbox._cpu_millis = 200
+        async with world.start(sandbox) as function:
+            await function.frame()
+            sandbox.limit_cpu()
+            during_init, after = await function.invoke()
+    assert during_init > 1.5 * after
+    assert after < 0.35
+
+
+async def test_a_short_handler_of_a_small_function_does_not_stall(world: Lab) -> None:
+    """The burst covers what a small handler needs; a stall would be most of a period."""
+    async with world.function("def handler(event, context):\n    return 1\n") as function:
+        function.sandbox._cpu_millis = 72
+        function.sandbox.limit_cpu()
+        started = time.perf_counter()
+        await function.invoke()
+        assert time.perf_counter() - started < 1

@@ -1,0 +1,160 @@
+"""Real sandboxes for tests: a host per test module, and functions given as source text."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lambent_node_agent.sandbox import RuntimeProcess, Sandbox, SandboxConfig, SandboxHost
+from lambent_runtime import channel
+
+REQUEST_ID = "11111111-2222-4333-8444-555555555555"
+ARN = "arn:aws:lambda:local:000000000000:function:f"
+OWN_RUNTIME = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+
+
+def config(directory: Path, owner: str, pool_size: int = 0) -> SandboxConfig:
+    """Return a configuration whose marks and locks are this test run's alone."""
+    return SandboxConfig(directory / "state", f"{owner}-{os.getpid()}", pool_size=pool_size)
+
+
+@dataclass
+class Function:
+    """One environment: its sandbox, its runtime process and what it printed."""
+
+    sandbox: Sandbox
+    process: RuntimeProcess
+    parser: channel.FrameParser = field(default_factory=lambda: channel.FrameParser(channel.FROM_RUNTIME))
+    frames: list[tuple[channel.Kind, bytes]] = field(default_factory=list)
+
+    async def frame(self) -> tuple[channel.Kind, bytes]:
+        """Wait for the next frame; EOFError when the runtime has closed the channel."""
+        loop = asyncio.get_running_loop()
+        while not self.frames:
+            data = await loop.sock_recv(self.process.channel, 1 << 16)
+            if not data:
+                raise EOFError
+            self.frames += self.parser.feed(data)
+        return self.frames.pop(0)
+
+    async def send(self, event: object = None, **header: Any) -> None:
+        """Send an invocation; bytes go as they are."""
+        body = event if isinstance(event, bytes) else json.dumps(event).encode()
+        values = {"request_id": REQUEST_ID, "deadline_ms": int(time.time() * 1000) + 3000, "invoked_function_arn": ARN}
+        frame = channel.encode_invoke(channel.InvokeHeader(**{**values, **header}), body)
+        await asyncio.get_running_loop().sock_sendall(self.process.channel, frame)
+
+    async def invoke(self, event: object = None, **header: Any) -> Any:
+        """Invoke, and return the result; an error payload becomes an AssertionError."""
+        await self.send(event, **header)
+        kind, body = await self.frame()
+        assert kind is channel.Kind.RESULT, body
+        return json.loads(body)
+
+    async def fail(self, event: object = None, **header: Any) -> Any:
+        """Invoke, and return the error payload."""
+        await self.send(event, **header)
+        kind, body = await self.frame()
+        assert kind is channel.Kind.ERROR, body
+        return json.loads(body)
+
+    def output(self) -> str:
+        """Return what has been printed since the last call."""
+        pieces = []
+        with contextlib.suppress(BlockingIOError):
+            while piece := os.read(self.process.log_fd, 1 << 16):
+                pieces.append(piece)
+        return b"".join(pieces).decode()
+
+    def close(self) -> None:
+        self.process.channel.close()
+        os.close(self.process.log_fd)
+
+
+@dataclass
+class Lab:
+    """A host and a place for code."""
+
+    host: SandboxHost
+    directory: Path
+    count: int = 0
+
+    def write(self, code: str | Mapping[str, str]) -> Path:
+        """Write a function's code; a text is `handler.py`."""
+        self.count += 1
+        target = self.directory / f"code-{self.count}"
+        for name, text in ({"handler.py": code} if isinstance(code, str) else code).items():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            (target / name).write_text(text)
+        return target
+
+    @contextlib.asynccontextmanager
+    async def sandbox(
+        self,
+        code: str | Mapping[str, str],
+        *,
+        runtime: str = OWN_RUNTIME,
+        memory_mib: int = 256,
+        storage_mib: int = 512,
+    ) -> AsyncIterator[Sandbox]:
+        """Make a sandbox with this code in it."""
+        made = await self.host.create(runtime)
+        try:
+            await made.specialise(self.write(code), memory_mib, 1000, storage_mib)
+            yield made
+        finally:
+            await made.close()
+
+    @contextlib.asynccontextmanager
+    async def start(
+        self, sandbox: Sandbox, handler: str = "handler.handler", environment: Mapping[str, str] | None = None
+    ) -> AsyncIterator[Function]:
+        """Start a runtime process without waiting for it."""
+        function = Function(sandbox, await sandbox.start_runtime(handler, environment or {"PATH": "/usr/bin"}))
+        try:
+            yield function
+        finally:
+            function.close()
+
+    @contextlib.asynccontextmanager
+    async def function(
+        self,
+        code: str | Mapping[str, str],
+        *,
+        handler: str = "handler.handler",
+        environment: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> AsyncIterator[Function]:
+        """Make an environment and wait until its init is done."""
+        async with asyncio.timeout(30), self.sandbox(code, **options) as sandbox:
+            async with self.start(sandbox, handler, environment) as function:
+                kind, body = await function.frame()
+                assert kind is channel.Kind.READY, body
+                yield function
+
+    async def init_error(self, code: str | Mapping[str, str], handler: str = "handler.handler") -> tuple[Any, str, int]:
+        """Return error payload, output and exit status of an init that fails."""
+        async with asyncio.timeout(30), self.sandbox(code) as sandbox, self.start(sandbox, handler) as function:
+            kind, body = await function.frame()
+            assert kind is channel.Kind.INIT_ERROR, body
+            status = await function.process.exit_status
+            assert status.code is not None
+            return json.loads(body), function.output(), status.code
+
+
+@contextlib.asynccontextmanager
+async def lab(directory: Path, owner: str, pool_size: int = 0) -> AsyncIterator[Lab]:
+    """Run a host; at the end nothing of it may be left."""
+    async with SandboxHost(config(directory, owner, pool_size)) as host:
+        yield Lab(host, directory)
+
+
+__all__ = ["ARN", "OWN_RUNTIME", "REQUEST_ID", "Function", "Lab", "config", "lab"]

@@ -1,0 +1,29 @@
+"""A service on a real socket and a client of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import pytest_asyncio
+from tests.sdk.service import TOKEN, Service, serving
+
+from lambent import AsyncClient
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+
+@pytest_asyncio.fixture
+async def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Service]:
+    """Serve; and keep a cluster of this machine out of the test."""
+    monkeypatch.setenv("LAMBENT_DATA_DIR", str(tmp_path / "none"))
+    async with serving() as running:
+        yield running
+
+
+@pytest_asyncio.fixture
+async def client(service: Service) -> AsyncIterator[AsyncClient]:
+    async with AsyncClient(service.address, token=TOKEN) as connected:
+        yield connected
