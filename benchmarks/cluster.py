@@ -40,7 +40,7 @@ async def cluster(memory_mib: int) -> AsyncIterator[BenchmarkCluster]:
     """Run a cluster of one node inside the block."""
     with tempfile.TemporaryDirectory(prefix="lambent-bench-") as directory:
         data_dir = Path(directory) / "data"
-        command = [sys.executable, "-m", "lambent.cli.main"]
+        command = [sys.executable, "-m", "lambent"]
         ports = ["--grpc-port", "0", "--http-port", "0", "--nodes", "1", "--memory", str(memory_mib)]
         up = [*command, "up", "--data-dir", str(data_dir), *ports, "--detach", "--output", "json"]
         json.loads(await _run(up, _UP_TIMEOUT_S))

@@ -143,7 +143,7 @@ class PackageStore:
             ResourceNotFoundError: It is not stored.
             UnavailableError: It did not arrive within `timeout_s`, or arrived damaged.
         """
-        temporary = await asyncio.to_thread(_temporary_file, destination.parent)
+        temporary = _temporary_file(destination.parent)
         try:
             async with asyncio.timeout(timeout_s), jetstream_errors(f"fetching the package {sha256}"):
                 info = await self._info(sha256)

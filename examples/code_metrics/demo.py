@@ -62,7 +62,7 @@ def running_cluster() -> Iterator[Path]:
 
 def lambent(*words: str, data_dir: Path) -> str:
     """Run a command of the CLI and give its output."""
-    command = [sys.executable, "-m", "lambent.cli.main", *words, "--data-dir", str(data_dir)]
+    command = [sys.executable, "-m", "lambent", *words, "--data-dir", str(data_dir)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode != 0:
         raise SystemExit(f"lambent {words[0]} failed with status {done.returncode}")

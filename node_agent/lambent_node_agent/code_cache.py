@@ -159,7 +159,8 @@ class CodeCache:
 
 
 def _unpack(package: Path, destination: Path) -> int:
-    destination.mkdir(mode=0o755)
+    destination.mkdir()
+    destination.chmod(0o755)  # whatever our umask is: the code belongs to root and is read by function users
     return archive.extract(package, destination).unzipped_bytes
 
 

@@ -75,7 +75,7 @@ from lambent_node_agent.sandbox import enter_private_mount_namespace
 @click.option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
 )
-def agent(  # one parameter per option
+def agent(  # noqa: PLR0917 - one parameter per option
     etcd: str,
     nats: str,
     credentials: Path | None,
@@ -91,7 +91,7 @@ def agent(  # one parameter per option
     ready_fd: int | None,
     log_level: str,
 ) -> None:
-    """Run the agent of this machine, in the foreground, as root.
+    r"""Run the agent of this machine, in the foreground, as root.
 
     \b
     Example, with etcd and NATS on this machine and without credentials:

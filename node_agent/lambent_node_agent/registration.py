@@ -95,14 +95,12 @@ class Registration:
         """Live through one lease; returns when it was lost."""
         loop = asyncio.get_running_loop()
         lost = asyncio.Event()
+
+        def on_lost() -> None:
+            loop.call_soon_threadsafe(lost.set)
+
         self._lease_id = await self._etcd.grant_lease(LEASE_TTL_S)
-        keeper = LeaseKeeper(
-            self._endpoints,
-            self._credentials,
-            self._lease_id,
-            LEASE_TTL_S,
-            lambda: loop.call_soon_threadsafe(lost.set),
-        ).start()
+        keeper = LeaseKeeper(self._endpoints, self._credentials, self._lease_id, LEASE_TTL_S, on_lost).start()
         try:
             await self._put_record()
             self._registered.set()

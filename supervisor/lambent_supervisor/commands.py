@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
+import functools
 import json
 import os
 import sys
@@ -132,9 +133,8 @@ def up(  # noqa: PLR0917, click gives the options by name
     options = SchedulerOptions(grpc_port, http_port, keep_alive, max_queue_wait)
     if report_fd is None:
         with _errors_shown():
-            _run(
-                DataDirectory(root), nodes, memory, options, lambda cluster: _say_ready(cluster, output, detached=False)
-            )
+            say = functools.partial(_say_ready, output=output, detached=False)
+            _run(DataDirectory(root), nodes, memory, options, say)
         return
     report = Report(report_fd)
 

@@ -178,7 +178,7 @@ class Supervisor:
         def on_signal() -> None:
             self._signals += 1
             if self._signals == 1:
-                self.notice("stopping; once more to end everything at once")
+                self.notice("stopping; a second signal ends everything at once")
                 running.cancel()
             else:
                 for layer in self._layers:

@@ -298,6 +298,16 @@ def test_an_exit_under_a_call_fails_the_call() -> None:
     assert (shell.dispatcher.in_flight, shell.dispatcher.environment_count) == (0, 0)
 
 
+def test_an_answer_that_comes_twice_counts_once() -> None:
+    """A node's late word about an environment that serves nothing frees no concurrency that others hold."""
+    shell, spec = Shell(), make_spec()
+    environment = shell.warm(spec)
+    shell.run(make_spec("g"))
+    assert shell.dispatcher.finished(environment, 1.0) is None
+    assert shell.dispatcher.in_flight == 1
+    assert shell.dispatcher.nodes.node("n0").idle.memory_mib == 128
+
+
 def test_a_cancelled_call_leaves_the_queue() -> None:
     """And the environment that was ordered for it serves the next one, or idles."""
     shell, spec = Shell(), make_spec()

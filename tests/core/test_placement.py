@@ -38,7 +38,7 @@ _JOIN = st.tuples(
     st.booleans(),
 )
 _OTHER = st.tuples(
-    st.sampled_from(["leave", "drain", "undrain", "reserve", "release", "foreign", "ask"]),
+    st.sampled_from(["leave", "drain", "undrain", "reserve", "release", "foreign", "idle", "ask"]),
     st.integers(0, 7),
     st.sampled_from(_MEMORY_MIB),
     st.sampled_from(_DISK_MIB),
@@ -85,6 +85,9 @@ def _apply(cluster: Cluster, step: tuple[object, ...]) -> None:
             if held is not None:
                 cluster.held.remove(held)
                 table.release(node, make_spec("f", held[1], disk_mib=held[2]))
+        case "idle":
+            node.idle.add(spec)
+            table.reclaim_changed(node)
         case "foreign":
             table.set_foreign(node, {"memory_mib": node.reserved.memory_mib + spec.memory_mib})
 
@@ -133,6 +136,47 @@ def test_a_node_is_found_exactly_when_there_is_one(
                 counted = Counter(reasons.values())
                 del counted["excluded"]
                 assert {reason: count for reason, count in rejections.items() if reason != "excluded"} == counted
+
+
+@given(
+    steps=st.lists(st.one_of(_JOIN, _OTHER), max_size=60),
+    requests=st.lists(_REQUESTS, min_size=1, max_size=3),
+    seed=st.integers(0, 2**64),
+)
+def test_room_by_eviction_is_found_exactly_when_there_is_some(
+    steps: list[tuple[object, ...]], requests: list[PlacementRequest], seed: int
+) -> None:
+    """A call does not wait beside memory that idle environments hold, and none is evicted where it would not help."""
+    cluster = Cluster()
+    for step in steps:
+        _apply(cluster, step)
+        if step[0] == "ask":
+            cluster.table.sample_reclaimable(requests[0], seed)
+    for request in requests:
+        possible = set()
+        for node in cluster.table:
+            reclaimable = node.reclaimable()
+            if (
+                _reason(node, request) not in ("draining", "runtime", "labels")
+                and node.node_id not in request.excluded
+                and reclaimable.memory_mib >= request.memory_mib
+                and reclaimable.cpu_millis >= cpu_millis(request.memory_mib)
+                and reclaimable.disk_mib >= request.shape.disk_mib
+            ):
+                possible.add(node.node_id)
+        sample = {node.node_id for node in cluster.table.sample_reclaimable(request, seed)}
+        assert sample <= possible
+        assert bool(sample) == bool(possible)
+
+
+def test_excluded_nodes_do_not_hide_the_others() -> None:
+    """However the sample falls, a node that may be chosen is found."""
+    table = _table(6)
+    request = _request()._replace(excluded={"n0", "n1", "n2", "n3"})
+    for seed in range(200):
+        placed = place(table, request, seed)
+        assert isinstance(placed, Placement)
+        assert placed.node_id in {"n4", "n5"}
 
 
 @given(st.integers(-2000, 200_000))

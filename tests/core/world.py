@@ -356,6 +356,10 @@ class World:
                 assert amounts.cpu_millis == sum(env.spec.cpu_millis for env in members)
                 assert amounts.disk_mib == sum(env.spec.ephemeral_storage_mib for env in members)
             assert sorted(env.environment_id for env in node.planned) == sorted(env.environment_id for env in planned)
+            if node.missing():
+                assert not any(env.phase is Phase.IDLE for env in environments), (
+                    "a planned environment waits for nothing"
+                )
             if node.draining:
                 assert not any(env.phase in (Phase.IDLE, Phase.PLANNED) for env in node.environments.values())
 

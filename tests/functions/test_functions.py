@@ -166,22 +166,28 @@ async def test_corrupt_and_oversize_uploads_are_refused(lambent: Cluster) -> Non
 
 
 async def test_uploads_at_once_are_bounded(lambent: Cluster) -> None:
-    """Each may take 50 MiB of disk; a caller that stalls holds one place only."""
+    """Each may take 50 MiB of disk: eight go on, 64 wait for a place, and more are turned away."""
     release = asyncio.Event()
-    arrived = asyncio.Semaphore(0)
+    begun = 0
 
     async def stalled() -> AsyncIterator[pb.UploadCodeRequest]:
-        arrived.release()
+        nonlocal begun
+        begun += 1
         await release.wait()
         yield pb.UploadCodeRequest(chunk=zipped())
 
-    running = [asyncio.create_task(lambent.service.UploadCode(stalled(), None)) for _ in range(8)]
-    for _ in running:
-        await arrived.acquire()
+    async with asyncio.TaskGroup() as group:
+        running = [group.create_task(lambent.service.UploadCode(stalled(), None)) for _ in range(8 + 64)]
+        refused = group.create_task(_refused(lambent, stalled()))
+        await refused
+        assert begun == 8
+        release.set()
+    assert {task.result().code_sha256 for task in running} == {hashlib.sha256(zipped()).hexdigest()}
+
+
+async def _refused(lambent: Cluster, chunks: AsyncIterator[pb.UploadCodeRequest]) -> None:
     with pytest.raises(ThrottledError):
-        await lambent.service.UploadCode(stalled(), None)
-    release.set()
-    assert {(await task).code_sha256 for task in running} == {hashlib.sha256(zipped()).hexdigest()}
+        await lambent.service.UploadCode(chunks, None)
 
 
 async def test_functions_are_listed_in_pages_by_name(lambent: Cluster) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import Any
 
@@ -238,3 +239,22 @@ async def test_aliases_are_listed_by_name_and_version(lambent: Cluster) -> None:
     assert ([item.name for item in page.aliases], page.next_page_token) == (["c"], "")
     request = pb.ListAliasesRequest(account=account, function_name="f", function_version="2")
     assert [item.name for item in (await lambent.service.ListAliases(request, None)).aliases] == ["a", "b"]
+
+
+async def test_alias_made_while_its_version_is_deleted_never_points_to_nothing(lambent: Cluster) -> None:
+    """Either the alias comes first and the deletion is refused, or the version is gone and the alias is."""
+    account = await with_versions(lambent, 1)
+    for number in range(2, 22):
+        await lambent.change(account, memory_mib=200 + number)
+        version = (await lambent.publish(account)).version
+        made, deleted = await asyncio.gather(
+            alias(lambent, account, f"a{number}", version),
+            delete_version(lambent, account, version),
+            return_exceptions=True,
+        )
+        if deleted is None:
+            assert isinstance(made, FunctionNotFoundError), made
+        else:
+            assert isinstance(made, pb.Alias)
+            assert isinstance(deleted, ResourceConflictError)
+            assert lambent.table.resolve(account, f"f:a{number}", "", 0.0).version == version

@@ -232,6 +232,7 @@ async def main():
         sandbox = await host.create(sys.argv[3])
         await sandbox.specialise(Path(sys.argv[4]), 128, 72, 16)
         process = await sandbox.start_runtime("handler.handler", {})
+        await asyncio.get_running_loop().sock_recv(process.channel, 5)  # READY
         pids = sandbox._slot.group.process_ids()
         zygotes = [zygote._process.pid for zygote in host._zygotes.values()]
         print(json.dumps(pids + zygotes), flush=True)
@@ -253,10 +254,12 @@ async def test_a_killed_agent_leaves_no_process_and_no_mount_and_the_next_one_sw
     arguments = [str(tmp_path / "state"), owner, OWN_RUNTIME, str(tmp_path / "code")]
     with subprocess.Popen([sys.executable, "-c", AGENT, *arguments], stdout=subprocess.PIPE) as agent:
         assert agent.stdout is not None
-        pids = json.loads(await asyncio.to_thread(agent.stdout.readline))
-        assert len(pids) >= 3
-        processes = [os.pidfd_open(pid) for pid in pids]
-        agent.kill()
+        try:
+            pids = json.loads(await asyncio.to_thread(agent.stdout.readline))
+            assert len(pids) == 3  # reaper, runtime, zygote
+            processes = [os.pidfd_open(pid) for pid in pids]
+        finally:
+            agent.kill()
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(10):
         for process in processes:

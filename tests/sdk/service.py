@@ -73,6 +73,7 @@ class Service:
     reserved: dict[str, int] = field(default_factory=dict)
     log: list[log_pb2.LogBatch] = field(default_factory=list)
     more_log: asyncio.Queue[log_pb2.LogBatch] = field(default_factory=asyncio.Queue)
+    log_readers: int = 0
     address: str = ""
 
 
@@ -319,6 +320,7 @@ class LogServicer(log_pb2_grpc.LogServiceServicer):
         self._service = service
 
     async def TailLogs(self, request: Any, context: Any) -> AsyncIterator[log_pb2.TailLogsResponse]:
+        self._service.log_readers += 1
         for batch in self._service.log:
             yield log_pb2.TailLogsResponse(batch=batch)
         while request.follow:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import random
 import zipfile
 from typing import TYPE_CHECKING
 
@@ -97,7 +98,7 @@ async def test_lists_go_over_all_pages(service: Service, client: AsyncClient, co
 async def test_upload_tells_its_progress(client: AsyncClient, tmp_path: Path) -> None:
     """A large package on a slow line is seen to move."""
     steps: list[tuple[int, int]] = []
-    (tmp_path / "noise.bin").write_bytes(bytes((i * i * 7919 + i) >> 3 & 255 for i in range(700_000)))
+    (tmp_path / "noise.bin").write_bytes(random.Random(1).randbytes(700_000))
     package = lambent.build_package(tmp_path)
     assert package.size_bytes > 2 * 256 * 1024
     with package:
@@ -131,10 +132,14 @@ async def test_number_the_wire_cannot_carry_is_refused(client: AsyncClient, code
         await client.deploy("f", code, handler="app.handler", memory_mib=memory_mib)
 
 
-def test_only_differences_are_changes() -> None:
+async def test_only_differences_are_changes(client: AsyncClient, code: Path) -> None:
     """A configuration that is as wanted is left alone, so that its revision stays."""
-    assert Wanted(memory_mib=1).changes.__doc__
-    assert Wanted() == Wanted(handler=None)
+    function = await client.deploy("f", code, handler="app.handler", environment={"A": "1"})
+    same = Wanted(handler="app.handler", memory_mib=128, timeout_s=3, environment={"A": "1"})
+    assert same.changes(function) == Wanted()
+    assert Wanted(memory_mib=256, timeout_s=3, environment={}).changes(function) == Wanted(
+        memory_mib=256, environment={}
+    )
 
 
 async def test_logs_follow_what_comes(service: Service, client: AsyncClient) -> None:

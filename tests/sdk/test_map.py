@@ -125,13 +125,15 @@ async def test_errors_can_stand_in_the_place_of_answers(service: Service, client
 async def test_throttled_map_waits_instead_of_failing(service: Service, client: AsyncClient) -> None:
     """A function with little concurrency is mapped over slowly, not in vain."""
     running = 0
+    throttled = asyncio.Event()
 
     async def two_at_once(opening: Opening, body: bytes) -> bytes:
         nonlocal running
         if running == 2:
+            throttled.set()
             raise lambent.ThrottledError("Rate Exceeded.")
         running += 1
-        await asyncio.wait({asyncio.create_task(asyncio.Event().wait())}, timeout=0.005)
+        await throttled.wait()
         running -= 1
         return body
 

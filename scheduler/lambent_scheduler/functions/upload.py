@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 # Each may take 50 MiB of disk and a core for the check; the machine has other things to do.
 _CONCURRENCY = 8
+# Callers that wait for one of the places: gRPC's flow control holds back what they send. More are turned away at once.
+_WAITING = 64
+_WAIT_TIMEOUT_S = 30.0
 # As long as a slow line needs for 50 MB at 1 Mbit/s; a caller who stops sending gives up its place.
 _UPLOAD_TIMEOUT_S = 420.0
 _CHUNK_TIMEOUT_S = 30.0
@@ -36,7 +39,8 @@ class Uploads:
     def __init__(self, packages: PackageStore, directory: Path | None = None) -> None:
         self._packages = packages
         self._directory = directory
-        self._running = 0
+        self._places = asyncio.Semaphore(_CONCURRENCY)
+        self._waiting = 0
 
     async def receive(self, chunks: AsyncIterable[bytes]) -> PackageInfo:
         """Store what arrives when it is a sound package.
@@ -44,27 +48,43 @@ class Uploads:
         Raises:
             InvalidCodeError, InvalidParameterError, CodeTooLargeError: See `archive.check`.
             DeadlineExceededError: The caller stopped sending.
-            ThrottledError: Eight uploads are under way.
+            ThrottledError: Eight uploads are under way, and none ended in time.
             UnavailableError: JetStream does not answer.
         """
-        if self._running >= _CONCURRENCY:
-            raise ThrottledError(
-                f"{_CONCURRENCY} uploads are under way. Please try again later.",
-                details={"Reason": "CallerRateLimitExceeded"},
-            )
-        self._running += 1
+        await self._enter()
         try:
-            descriptor, name = await asyncio.to_thread(tempfile.mkstemp, prefix="lambent-upload-", dir=self._directory)
-            path = Path(name)
-            try:
-                with os.fdopen(descriptor, "wb") as file:
-                    await _write_all(chunks, file)
-                await asyncio.to_thread(archive.check, path)
-                return await self._packages.put(path)
-            finally:
-                await asyncio.to_thread(path.unlink)
+            return await self._receive(chunks)
         finally:
-            self._running -= 1
+            self._places.release()
+
+    async def _enter(self) -> None:
+        if self._waiting < _WAITING:
+            self._waiting += 1
+            try:
+                async with asyncio.timeout(_WAIT_TIMEOUT_S):
+                    await self._places.acquire()
+            except TimeoutError:
+                pass
+            else:
+                return
+            finally:
+                self._waiting -= 1
+        raise ThrottledError(
+            f"{_CONCURRENCY} uploads are under way. Please try again later.",
+            details={"Reason": "CallerRateLimitExceeded"},
+        )
+
+    async def _receive(self, chunks: AsyncIterable[bytes]) -> PackageInfo:
+        # Made and removed on the loop: a thread would go on after a cancellation and leave the file.
+        descriptor, name = tempfile.mkstemp(prefix="lambent-upload-", dir=self._directory)
+        path = Path(name)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                await _write_all(chunks, file)
+            await asyncio.to_thread(archive.check, path)
+            return await self._packages.put(path)
+        finally:
+            os.unlink(name)
 
 
 async def _write_all(chunks: AsyncIterable[bytes], file: IO[bytes]) -> None:

@@ -1,0 +1,182 @@
+"""The blocking client: the same calls from ordinary code, against a service in another thread."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import signal
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.sdk.service import TOKEN, Opening, Service, echo, failing, serving
+
+import lambent
+from lambent.blocking import BlockingFunctions
+from lambent.functions import Functions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def service() -> Iterator[Service]:
+    """Serve on a loop of another thread."""
+    started: list[Service] = []
+    ready, stop = threading.Event(), asyncio.Event()
+    loop = asyncio.new_event_loop()
+
+    async def run() -> None:
+        async with serving() as running:
+            started.append(running)
+            ready.set()
+            await stop.wait()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(run(),))
+    thread.start()
+    try:
+        assert ready.wait(20)
+        yield started[0]
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(20)
+        loop.close()
+
+
+@pytest.fixture
+def client(service: Service) -> Iterator[lambent.Client]:
+    with lambent.Client(service.address, token=TOKEN) as connected:
+        yield connected
+
+
+def test_every_kind_of_call_works_without_a_loop(service: Service, client: lambent.Client, tmp_path: Path) -> None:
+    """One client behind both; each of its methods is there in its blocking form."""
+    service.handlers["echo"] = echo
+
+    async def lines(opening: Opening, body: bytes) -> bytes:
+        return b"a\nb\n"
+
+    service.handlers["lines"] = lines
+    assert client.invoke("echo", {"x": 1}).json() == {"x": 1}
+    stream = client.stream("lines")
+    assert list(stream) == [b"a\n", b"b\n"]
+    assert stream.result is not None
+    assert [result.json() for result in client.map("echo", range(100), concurrency=8)] == list(range(100))
+    (tmp_path / "app.py").write_text("x = 1")
+    assert client.deploy("f", tmp_path, handler="app.handler").function_name == "f"
+    assert [function.function_name for function in client.functions.list()] == ["f"]
+    assert [node.node_id for node in client.nodes()] == ["node-a", "node-b", "node-c"]
+    assert client.status().healthy
+
+
+def test_public_methods_of_both_clients_are_the_same() -> None:
+    """A method added to one cannot be forgotten in the other."""
+    for blocking, asynchronous in (
+        (lambent.Client, lambent.AsyncClient),
+        (BlockingFunctions, Functions),
+    ):
+        assert _public(asynchronous) - {"map_run"} <= _public(blocking)
+
+
+def test_map_takes_a_generator_in_a_thread_where_it_may_block_and_call(
+    service: Service, client: lambent.Client
+) -> None:
+    """A generator that itself calls the client must not wait for the loop that waits for it."""
+    service.handlers["echo"] = echo
+    payloads = (client.invoke("echo", number).json() for number in range(10))
+    assert [result.json() for result in client.map("echo", payloads)] == list(range(10))
+
+
+def test_errors_are_the_same_and_leave_the_client_usable(service: Service, client: lambent.Client) -> None:
+    """One failed call is one failed call."""
+
+    async def fail(opening: Opening, body: bytes) -> bytes:
+        raise failing("ValueError", "no")
+
+    service.handlers |= {"fail": fail, "echo": echo}
+    with pytest.raises(lambent.FunctionError, match="ValueError: no"):
+        client.invoke("fail")
+    with pytest.raises(lambent.FunctionError):
+        list(client.map("fail", [1, 2, 3]))
+    assert client.invoke("echo", 1).json() == 1
+
+
+def test_closed_client_says_so(client: lambent.Client) -> None:
+    """And closing twice is no error."""
+    client.close()
+    client.close()
+    with pytest.raises(lambent.UnavailableError, match="closed"):
+        client.invoke("echo")
+
+
+def test_forgotten_client_ends_its_thread(service: Service) -> None:
+    """A library that makes clients and drops them must not collect threads."""
+    service.handlers["echo"] = echo
+    forgotten = lambent.Client(service.address, token=TOKEN)
+    forgotten.invoke("echo")
+    threads = {thread for thread in threading.enumerate() if thread.name == "lambent-client"}
+    assert threads
+    del forgotten
+    gc.collect()
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def test_interrupt_cancels_the_call_and_the_process_ends(service: Service) -> None:
+    """Ctrl-C in the middle of a stream: one traceback, no hang, and the function is told."""
+
+    async def forever(opening: Opening, body: bytes) -> bytes:
+        await asyncio.Event().wait()
+        return b""
+
+    service.handlers["forever"] = forever
+    script = f"""
+import lambent
+client = lambent.Client({service.address!r}, token={TOKEN!r})
+print("go", flush=True)
+try:
+    for piece in client.stream("forever"):
+        pass
+except KeyboardInterrupt:
+    print("interrupted")
+events = client.logs("forever", follow=True)
+try:
+    next(events)
+except KeyboardInterrupt:
+    print("again")
+"""
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == "go\n"
+        _wait(lambda: "forever" in service.seen)
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == "interrupted\n"
+        _wait(service.cancelled.is_set)
+        _wait(lambda: service.log_readers == 1)
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == "again\n"
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def _public(cls: type) -> set[str]:
+    return {name for name in vars(cls) if not name.startswith("_")}
+
+
+def _wait(condition: object) -> None:
+    """Wait for another process's call to arrive at this one."""
+    assert callable(condition)
+    pause = threading.Event()
+    for _ in range(2000):
+        if condition():
+            return
+        pause.wait(0.01)
+    raise AssertionError("it did not happen")
