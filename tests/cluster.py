@@ -1,4 +1,4 @@
-"""A real cluster for tests: `lambent up --detach` in a directory of its own, `lambent down`, and a look at what is left."""
+"""A real cluster for tests: `lambent up --detach` in its own directory, `lambent down`, and a look at what is left."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def stop_cluster(data_dir: Path) -> None:
 
 
 def leftovers(data_dir: Path) -> list[str]:
-    """What is there of a cluster that does not run: processes, mounts and control groups; looked for without its help."""
+    """Processes, mounts and control groups of a cluster that does not run; looked for without the supervisor's help."""
     mark = DataDirectory(data_dir).mark()
     own = str(data_dir.resolve())
     found = []

@@ -75,6 +75,7 @@ class Function:
         return b"".join(pieces).decode()
 
     def close(self) -> None:
+        """Close what start_runtime gave."""
         self.process.channel.close()
         os.close(self.process.log_fd)
 
@@ -134,11 +135,14 @@ class Lab:
         **options: Any,
     ) -> AsyncIterator[Function]:
         """Make an environment and wait until its init is done."""
-        async with asyncio.timeout(30), self.sandbox(code, **options) as sandbox:
-            async with self.start(sandbox, handler, environment) as function:
-                kind, body = await function.frame()
-                assert kind is channel.Kind.READY, body
-                yield function
+        async with (
+            asyncio.timeout(30),
+            self.sandbox(code, **options) as sandbox,
+            self.start(sandbox, handler, environment) as function,
+        ):
+            kind, body = await function.frame()
+            assert kind is channel.Kind.READY, body
+            yield function
 
     async def init_error(self, code: str | Mapping[str, str], handler: str = "handler.handler") -> tuple[Any, str, int]:
         """Return error payload, output and exit status of an init that fails."""

@@ -116,6 +116,8 @@ def agent(  # noqa: PLR0917 - one parameter per option
             pool_size=pool_size,
             drain_s=drain_s,
         )
+        # gRPC would stop its threads at each fork of a zygote, which needs nothing of gRPC and says exec at once.
+        os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
         # Before the first thread: a mount namespace belongs to a thread and is passed on to those it starts.
         enter_private_mount_namespace()
         uvloop.run(serve(config, ready_fd))

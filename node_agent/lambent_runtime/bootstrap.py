@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import importlib.machinery
 import inspect
 import io
 import json
+import logging
 import os
 import random
 import signal
@@ -116,6 +118,11 @@ def _warm_up() -> None:
         LambdaContext(header).get_remaining_time_in_millis()
     ErrorReport.of(ValueError("warm")).to_json()
     compile("import os\ndef handler(event, context):\n    return {'a': f'{event}'}\n", "warm", "exec")
+    importlib.machinery.PathFinder.find_spec("warm", ["/var/empty"])
+    log_format.StandardOutputHandler().setFormatter(logging.Formatter(log_format.TEXT_FORMAT, log_format.TIME_FORMAT))
+    _open_text(1).flush()
+    os.environ["WARM"] = "up"
+    os.environ.clear()
     random.seed()
 
 

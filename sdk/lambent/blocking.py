@@ -88,7 +88,7 @@ class _Loop:
         except asyncio.CancelledError as error:
             raise UnavailableError("this client was closed during the call", dispatched=True) from error
         except BaseException:
-            # Ours, or an interrupt of this thread's: then what runs there has to end before anything else is asked of it.
+            # The call's own error, or an interrupt of this thread: then the call has to end before the next one.
             if not future.done():
                 self._loop.call_soon_threadsafe(running.cancel)
                 concurrent.futures.wait((future,), _CANCEL_TIMEOUT_S)

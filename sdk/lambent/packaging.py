@@ -83,7 +83,7 @@ class CodePackage:
         file.seek(0)
         digest = hashlib.file_digest(file, "sha256")  # type: ignore[arg-type]  # the stub wants a real file's buffer
         self.sha256 = digest.hexdigest()
-        self.size_bytes = file.tell()
+        self.size_bytes = file.seek(0, os.SEEK_END)
 
     def chunks(self) -> Iterator[bytes]:
         """Give the zip's bytes in order."""

@@ -139,6 +139,9 @@ class Child:
         try:
             async with asyncio.timeout(READY_TIMEOUT_S):
                 self._announced = await (self._start_announcing() if self.spec.probe is None else self._start_probed())
+        except _StartError:
+            await self.stop(0)
+            raise
         except TimeoutError as error:
             await self.stop(0)
             raise _StartError(f"did not become ready within {READY_TIMEOUT_S:.0f} s") from error

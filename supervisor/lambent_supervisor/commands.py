@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lambent.endpoint import DATA_DIR_VARIABLE, default_data_dir
+from lambent_common.machine import read_machine
 from lambent_common.programs import ETCD, NATS_SERVER
 
 from .daemons import SchedulerOptions
@@ -22,15 +23,15 @@ from .data_directory import Address, DataDirectory, LockedDataDirectory
 from .detach import Report, move_output, start_detached
 from .down import stop_cluster
 from .errors import NotRootError, SupervisorError
-from .machine import divide, read_machine
 from .ports import check_free
 from .programs import require
+from .shares import divide
 from .supervisor import ClusterConfig, Supervisor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from .machine import NodeShare
+    from .shares import NodeShare
 
 # More agents than that on one machine are more than its CPUs have use for.
 MAX_NODES = 64

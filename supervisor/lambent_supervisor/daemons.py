@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from .child import Ready
     from .data_directory import DataDirectory
-    from .machine import NodeShare
+    from .shares import NodeShare
 
 SCHEDULER_ID = "scheduler-1"
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from .data_directory import LockedDataDirectory
-    from .machine import NodeShare
     from .processes import ProcessId
+    from .shares import NodeShare
     from .stores import Store
 
 # The scheduler drains for 5 s and the agents end their environments; etcd and nats-server need well under a second.

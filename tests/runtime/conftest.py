@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from lambent_node_agent.sandbox import enter_private_mount_namespace
-
 from tests.sandbox_harness import Lab, lab
+
+from lambent_node_agent.sandbox import enter_private_mount_namespace
 
 
 @pytest.fixture(scope="session")
@@ -21,12 +21,23 @@ def mount_namespace() -> None:
     enter_private_mount_namespace()
 
 
+def make_place(factory: pytest.TempPathFactory) -> Path:
+    """Make a directory that the sandboxes' users may read."""
+    directory: Path = factory.mktemp("sandbox")
+    directory.chmod(0o755)
+    return directory
+
+
+@pytest.fixture
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory for the hosts of one test."""
+    return make_place(tmp_path_factory)
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def world(
     mount_namespace: None, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> AsyncIterator[Lab]:
     """Give a host without a pool, shared by the tests of a module."""
-    directory: Path = tmp_path_factory.mktemp("sandbox")
-    directory.chmod(0o755)
-    async with lab(directory, request.module.__name__.rpartition(".")[2].replace("_", "-")) as made:
+    async with lab(make_place(tmp_path_factory), request.module.__name__.rpartition(".")[2].replace("_", "-")) as made:
         yield made

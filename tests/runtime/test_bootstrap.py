@@ -8,9 +8,9 @@ import os
 import re
 
 import pytest
-from lambent_runtime.channel import MAX_ERROR_BYTES, MAX_RESULT_BYTES, Kind
-
 from tests.sandbox_harness import ARN, REQUEST_ID, Function, Lab
+
+from lambent_runtime.channel import MAX_ERROR_BYTES, MAX_RESULT_BYTES, Kind
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -20,7 +20,7 @@ ECHO = "def handler(event, context):\n    return event\n"
 async def collect(function: Function, event: object = None) -> tuple[list[bytes], Kind, bytes]:
     """Invoke for streaming; return chunks, kind and body of the last frame."""
     await function.send(event, streaming=True)
-    chunks = []
+    chunks: list[bytes] = []
     while True:
         kind, body = await function.frame()
         if kind is not Kind.CHUNK:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from lambent_node_agent.cgroups import CgroupError, Tree, open_tree, parse_layout, read_layout
 from lambent_node_agent.cgroups.controllers import CPU_PERIOD_US, MemoryV2, quota_us
 
@@ -34,7 +35,7 @@ def owner() -> Iterator[str]:
 
 
 def test_a_hybrid_host_is_used_through_version_1() -> None:
-    """systemd's hybrid mode mounts version 2 without controllers."""
+    """Systemd's hybrid mode mounts version 2 without controllers."""
     layout = parse_layout(V1_MOUNTS, V1_GROUPS, lambda _mount: {"hugetlb"})
     memory, cpu, pids = (layout.of(name) for name in ("memory", "cpu", "pids"))
     assert memory is not None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from tests.sandbox_harness import Lab
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -27,9 +26,7 @@ async def probe(world: Lab, *expressions: str) -> list[str]:
 async def test_a_function_has_no_privilege(world: Lab) -> None:
     """Every capability set is empty and none can come back."""
     [status, uid, groups] = await probe(world, "open('/proc/self/status').read()", "os.getresuid()", "os.getgroups()")
-    fields = dict(line.split(":\\t", 1) for line in eval(status).splitlines() if False) or {
-        line.partition(":")[0]: line.partition(":")[2].strip() for line in eval(status).splitlines()
-    }
+    fields = {line.partition(":")[0]: line.partition(":")[2].strip() for line in eval(status).splitlines()}
     assert {fields[name] for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {"0" * 16}
     assert fields["NoNewPrivs"] == "1"
     assert len(set(eval(uid))) == 1
@@ -104,21 +101,19 @@ async def test_the_reaper_cannot_be_killed_traced_or_read(world: Lab) -> None:
 
 async def test_limits_are_those_of_aws(world: Lab) -> None:
     """Measured there; libraries size their pools by them."""
-    [limits] = await probe(
-        world,
-        "[__import__('resource').getrlimit(getattr(__import__('resource'), 'RLIMIT_' + n)) for n in ('NOFILE', 'NPROC', 'MEMLOCK', 'STACK')]",
-    )
-    assert eval(limits) == [(1024, 1024), (742, 742), (65536, 65536), (8388608, -1)]
+    code = """
+import resource
+def handler(event, context):
+    return [resource.getrlimit(getattr(resource, "RLIMIT_" + name)) for name in event]
+"""
+    async with world.function(code) as function:
+        limits = await function.invoke(["NOFILE", "NPROC", "MEMLOCK", "STACK"])
+    assert limits == [[1024, 1024], [742, 742], [65536, 65536], [8388608, -1]]
 
 
 async def test_a_function_holds_no_descriptor_but_its_own(world: Lab) -> None:
     """A leaked one would reach the agent or another environment."""
-    [links] = await probe(
-        world,
-        "sorted(os.readlink('/proc/self/fd/' + fd).split(':')[0] for fd in os.listdir('/proc/self/fd') if fd != '4' or True)[:]",
-    )
     [count] = await probe(world, "len(os.listdir('/proc/self/fd'))")
-    assert "FileNotFoundError" in links or len(eval(links)) <= 5
     assert int(count) == 5  # three standard streams, the channel, and the directory being listed
 
 

@@ -6,7 +6,6 @@ import asyncio
 import time
 
 import pytest
-
 from tests.sandbox_harness import Lab
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

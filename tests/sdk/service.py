@@ -4,14 +4,17 @@ It keeps functions in memory and knows nothing of etcd, nodes or sandboxes: what
 protocol and its errors.
 """
 
+# ruff: noqa: N802, D102, ARG002 - methods and arguments are the generated classes'
+
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import hashlib
 import json
+import threading
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -358,6 +361,30 @@ async def serving(port: int = 0) -> AsyncIterator[Service]:
         yield service
     finally:
         await server.stop(0)
+
+
+@contextlib.contextmanager
+def serving_in_thread() -> Iterator[Service]:
+    """Serve from a loop of another thread, for tests that block."""
+    started: list[Service] = []
+    ready, stop = threading.Event(), asyncio.Event()
+    loop = asyncio.new_event_loop()
+
+    async def run() -> None:
+        async with serving() as running:
+            started.append(running)
+            ready.set()
+            await stop.wait()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(run(),))
+    thread.start()
+    try:
+        assert ready.wait(20)
+        yield started[0]
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(20)
+        loop.close()
 
 
 def failing(error_type: str, message: str, *trace: str) -> errors.FunctionError:

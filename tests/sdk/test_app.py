@@ -114,9 +114,7 @@ def test_remote_call_inside_a_function_is_an_ordinary_error(tmp_path: Path) -> N
     assert "cannot be used inside a function" in str(_run_remotely(tmp_path, source, "f", [], {}))
 
 
-def test_module_of_a_package_travels_with_its_whole_package(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_module_of_a_package_travels_with_its_whole_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Relative imports work there as here."""
     package = tmp_path / "local" / "shop"
     (package / "deep").mkdir(parents=True)
@@ -143,9 +141,7 @@ def double(x: int) -> int:
     return 2 * x
 
 
-def _run_remotely(
-    tmp_path: Path, source: str, function: str, args: list[object], kwargs: dict[str, object]
-) -> object:
+def _run_remotely(tmp_path: Path, source: str, function: str, args: list[object], kwargs: dict[str, object]) -> object:
     """Package a script as the decorator does when it runs as `__main__`, and call it as the runtime would."""
     script = tmp_path / "photos.py"
     script.write_text(source)
@@ -165,7 +161,7 @@ with remote._package() as package:
     zipfile.ZipFile(io.BytesIO(b"".join(package.chunks()))).extractall({str(task)!r})
 print(remote._module_name)
 """
-    built = subprocess.run([sys.executable, "-c", build], capture_output=True, text=True, timeout=60)
+    built = subprocess.run([sys.executable, "-c", build], capture_output=True, text=True, timeout=60, check=False)
     assert built.returncode == 0, built.stderr
     return _handle(task, built.stdout.strip(), function, args, kwargs)
 
@@ -178,6 +174,7 @@ def _handle(task: Path, module: str, function: str, args: list[object], kwargs: 
         capture_output=True,
         text=True,
         timeout=60,
+        check=False,
     )
     assert ran.returncode == 0, ran.stderr
     return json.loads(ran.stdout)

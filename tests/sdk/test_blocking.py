@@ -11,7 +11,7 @@ import threading
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.sdk.service import TOKEN, Opening, Service, echo, failing, serving
+from tests.sdk.service import TOKEN, Opening, Service, echo, failing, serving_in_thread
 
 import lambent
 from lambent.blocking import BlockingFunctions
@@ -24,26 +24,8 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def service() -> Iterator[Service]:
-    """Serve on a loop of another thread."""
-    started: list[Service] = []
-    ready, stop = threading.Event(), asyncio.Event()
-    loop = asyncio.new_event_loop()
-
-    async def run() -> None:
-        async with serving() as running:
-            started.append(running)
-            ready.set()
-            await stop.wait()
-
-    thread = threading.Thread(target=loop.run_until_complete, args=(run(),))
-    thread.start()
-    try:
-        assert ready.wait(20)
-        yield started[0]
-    finally:
-        loop.call_soon_threadsafe(stop.set)
-        thread.join(20)
-        loop.close()
+    with serving_in_thread() as running:
+        yield running
 
 
 @pytest.fixture

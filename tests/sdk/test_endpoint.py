@@ -77,6 +77,6 @@ def test_damaged_description_is_a_typed_error(tmp_path: Path, content: str) -> N
 
 @pytest.mark.parametrize("endpoint", ["localhost", "http://localhost:9400", ":9400", "localhost:", "localhost:x"])
 def test_endpoint_that_is_not_host_and_port_is_refused(endpoint: str) -> None:
-    """gRPC would look such a name up for a long time."""
+    """GRPC would look such a name up for a long time."""
     with pytest.raises(lambent.InvalidParameterError, match="HOST:PORT"):
         discover(endpoint=endpoint, environ={})

@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.sdk.service import TOKEN, Opening, Service, echo, failing
+from tests.sdk.service import Opening, Service, echo, failing
 
 import lambent
 
@@ -223,7 +223,7 @@ async def test_token_that_does_not_fit_is_a_typed_error(service: Service, token:
 async def test_cluster_that_is_not_there_is_one_clear_error(unused_tcp_port: int) -> None:
     """Never a transport exception; and the way out stands in the message."""
     async with asyncio.timeout(20), lambent.AsyncClient(f"127.0.0.1:{unused_tcp_port}", token="x") as lonely:
-        with pytest.raises(lambent.UnavailableError, match="no Lambent cluster answers.*lambent up"):
+        with pytest.raises(lambent.UnavailableError, match=r"no Lambent cluster answers.*lambent up"):
             await lonely.invoke("echo")
         with pytest.raises(lambent.UnavailableError, match="lambent up"):
             await lonely.functions.get("echo")

@@ -20,9 +20,7 @@ from lambent.requirements import installer_command
 
 names = st.lists(st.sampled_from(["a", "b", "c.py", "ä", "with space"]), min_size=1, max_size=3).map("/".join)
 trees = st.dictionaries(names, st.tuples(st.binary(max_size=60), st.booleans()), min_size=1, max_size=6).filter(
-    lambda tree: not any(
-        PurePosixPath(other).is_relative_to(name) for name in tree for other in tree if other != name
-    )
+    lambda tree: not any(PurePosixPath(other).is_relative_to(name) for name in tree for other in tree if other != name)
 )
 
 
@@ -48,7 +46,15 @@ def test_same_names_and_bytes_give_the_same_zip(tree: dict[str, tuple[bytes, boo
 
 def test_caches_version_control_and_environments_stay_behind(tmp_path: Path) -> None:
     """They change without the code and make packages large."""
-    for name in ("app.py", "__pycache__/app.pyc", ".git/config", "env/pyvenv.cfg", "env/lib/x.py", ".DS_Store", "b.pyc"):
+    for name in (
+        "app.py",
+        "__pycache__/app.pyc",
+        ".git/config",
+        "env/pyvenv.cfg",
+        "env/lib/x.py",
+        ".DS_Store",
+        "b.pyc",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_text("x")
     assert [entry.name for entry in folder_entries(tmp_path)] == ["app.py"]
@@ -139,7 +145,8 @@ def test_requirements_are_installed_beside_the_code(tmp_path: Path) -> None:
         archive.writestr("colours.py", "RED = 1\n")
         archive.writestr("colours-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: colours\nVersion: 1.0\n")
         archive.writestr(
-            "colours-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+            "colours-1.0.dist-info/WHEEL",
+            "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
         )
         archive.writestr("colours-1.0.dist-info/RECORD", "")
     (tmp_path / "app.py").write_text("import colours\n")

@@ -233,8 +233,8 @@ class EtcdClient:
                 # Where there are others, one that is silent leaves time for a second one.
                 attempt_s = left_s if len(self._members) == 1 else max(left_s / 2, 2 * _RETRY_WAIT_S)
                 return await self._attempt(member, method(member), request, attempt_s, is_write=is_write), resent
-            except EtcdFullError:
-                raise
+            except (EtcdFullError, LeaseLostError):
+                raise  # a member did answer
             except EtcdUnavailableError as error:
                 if (error.dispatched and not resend) or self._members.closed:
                     raise
@@ -249,7 +249,7 @@ class EtcdClient:
             return await method(request, timeout=timeout_s, metadata=REQUIRE_LEADER)
         except grpc.aio.AioRpcError as error:
             failure = error_of(error, member.target, is_write=is_write)
-            if isinstance(failure, EtcdUnavailableError) and not isinstance(failure, EtcdFullError):
+            if isinstance(failure, EtcdUnavailableError) and not isinstance(failure, EtcdFullError | LeaseLostError):
                 self._members.leave(member)
             raise failure from error
         except (grpc.aio.UsageError, asyncio.CancelledError) as error:

@@ -1,10 +1,10 @@
 """What can go wrong with etcd.
 
 UnavailableError
-|-- EtcdUnavailableError      no member answered in time
-|   `-- EtcdFullError         the database is at its quota: reads work, writes do not
-|-- EtcdUnsupportedError      the member's release is too old, or known to lose data
-`-- LeaseLostError            the lease that a key was to live under has ended
+|-- EtcdUnavailableError      no member did it in time
+|   |-- EtcdFullError         the database is at its quota: reads work, writes do not
+|   `-- LeaseLostError        the lease that a key was to live under has ended
+`-- EtcdUnsupportedError      the member's release is too old, or known to lose data
 InternalError
 `-- EtcdRequestError          etcd refused the request: a defect, or credentials that do not fit
     `-- EtcdCompactedError    the revision asked for is gone
@@ -29,12 +29,12 @@ class EtcdFullError(EtcdUnavailableError):
     """etcd's database has reached its quota (alarm NOSPACE); nothing was written."""
 
 
+class LeaseLostError(EtcdUnavailableError):
+    """The lease does not exist: it has lapsed or was revoked; nothing was written. A new lease helps."""
+
+
 class EtcdUnsupportedError(UnavailableError):
     """This release of etcd cannot be used."""
-
-
-class LeaseLostError(UnavailableError):
-    """The lease does not exist: it has lapsed or was revoked; nothing was written."""
 
 
 class EtcdRequestError(InternalError):

@@ -167,6 +167,7 @@ class CpuV1:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._burst = (directory / "cpu.cfs_burst_us").exists()  # Linux 5.14
+        files.write(directory / "cpu.cfs_period_us", str(CPU_PERIOD_US))
 
     def set_share(self, cpu_millis: int) -> None:
         """See CpuController."""
@@ -175,16 +176,13 @@ class CpuV1:
 
     def limit(self, cpu_millis: int | None) -> None:
         """See CpuController."""
-        if self._burst:
-            files.write(self._directory / "cpu.cfs_burst_us", "0")  # a burst above the quota is refused
-        if cpu_millis is None:
-            files.write(self._directory / "cpu.cfs_quota_us", _UNLIMITED)
-            return
-        quota = quota_us(cpu_millis)
-        files.write(self._directory / "cpu.cfs_period_us", str(CPU_PERIOD_US))
-        files.write(self._directory / "cpu.cfs_quota_us", str(quota))
-        if self._burst:
-            files.write(self._directory / "cpu.cfs_burst_us", str(quota))
+        quota = None if cpu_millis is None else quota_us(cpu_millis)
+        _write_quota(
+            self._directory / "cpu.cfs_quota_us",
+            _UNLIMITED if quota is None else str(quota),
+            self._directory / "cpu.cfs_burst_us" if self._burst else None,
+            quota,
+        )
 
 
 class CpuV2:
@@ -201,12 +199,23 @@ class CpuV2:
 
     def limit(self, cpu_millis: int | None) -> None:
         """See CpuController."""
-        if self._burst:
-            files.write(self._directory / "cpu.max.burst", "0")
-        if cpu_millis is None:
-            files.write(self._directory / "cpu.max", f"max {CPU_PERIOD_US}")
-            return
-        quota = quota_us(cpu_millis)
-        files.write(self._directory / "cpu.max", f"{quota} {CPU_PERIOD_US}")
-        if self._burst:
-            files.write(self._directory / "cpu.max.burst", str(quota))
+        quota = None if cpu_millis is None else quota_us(cpu_millis)
+        _write_quota(
+            self._directory / "cpu.max",
+            f"{'max' if quota is None else quota} {CPU_PERIOD_US}",
+            self._directory / "cpu.max.burst" if self._burst else None,
+            quota,
+        )
+
+
+def _write_quota(quota_file: Path, value: str, burst_file: Path | None, burst_us: int | None) -> None:
+    """Set quota and burst; the kernel refuses a burst above the quota, so a former one may have to go first."""
+    try:
+        files.write(quota_file, value)
+    except CgroupError:
+        if burst_file is None:
+            raise
+        files.write(burst_file, "0")
+        files.write(quota_file, value)
+    if burst_file is not None:
+        files.write(burst_file, str(burst_us or 0))

@@ -70,6 +70,7 @@ class SandboxHost:
         self._pools: dict[str, deque[Sandbox]] = {}
         self._live: set[Sandbox] = set()
         self._refill_wanted = asyncio.Event()
+        self._filled = asyncio.Event()
         self._refiller: asyncio.Task[None] | None = None
         self._directory = config.state_dir.resolve() / f"lambent-{config.owner}"
         self._tree: Tree | None = None
@@ -121,13 +122,17 @@ class SandboxHost:
         pool = self._pools.get(runtime, deque())
         while pool:
             sandbox = pool.popleft()
-            self._refill_wanted.set()
+            self._want_refill()
             if not sandbox.exited.done():
                 return sandbox
             await sandbox.close()
         sandbox = await self._make(runtime)
-        self._refill_wanted.set()
+        self._want_refill()
         return sandbox
+
+    async def wait_until_filled(self) -> None:
+        """Wait until the pools of all started runtimes are full."""
+        await self._filled.wait()
 
     def ready_made(self, runtime: str) -> int:
         """Return how many blank sandboxes of this runtime wait."""
@@ -186,7 +191,7 @@ class SandboxHost:
             zygote = await Zygote.start(interpreter, base)
             self._zygotes[runtime] = zygote
             self._pools.setdefault(runtime, deque())
-            self._refill_wanted.set()
+            self._want_refill()
             return zygote
 
     async def _make(self, runtime: str) -> Sandbox:
@@ -208,18 +213,28 @@ class SandboxHost:
         assert self._slots is not None
         await self._slots.give_back(slot)
 
+    def _want_refill(self) -> None:
+        self._filled.clear()
+        self._refill_wanted.set()
+
     async def _refill(self) -> None:
         """Keep the pools full; the only task that does."""
         while True:
             await self._refill_wanted.wait()
+            self._filled.clear()
             await asyncio.sleep(REFILL_DELAY_S)
             self._refill_wanted.clear()
             for runtime, pool in list(self._pools.items()):
                 try:
-                    while len(pool) < self._config.pool_size:
+                    while not self._is_full(runtime):
                         pool.append(await self._make(runtime))
                 except SandboxError as error:
                     log.warning("pool not filled", runtime=runtime, error=str(error))  # the next take tries again
+            if not self._refill_wanted.is_set() and all(map(self._is_full, self._pools)):
+                self._filled.set()
+
+    def _is_full(self, runtime: str) -> bool:
+        return len(self._pools[runtime]) >= self._config.pool_size
 
     async def _end_sandboxes(self) -> None:
         if self._refiller is not None:

@@ -81,6 +81,7 @@ class Zygote:
                 pass_fds=[theirs.fileno()],
                 env={},
                 cwd="/",
+                start_new_session=True,  # Ctrl-C on the agent's terminal is the agent's to act on
             )
         except OSError as error:
             ours.close()

@@ -458,7 +458,13 @@ def _write(function: FunctionId, outcome: model.Outcome) -> Write:
 
 
 def _alias_write(function: FunctionId, record: record_pb2.AliasRecord) -> Write:
-    return Write(puts={keys.function_alias(function.account, function.name, record.alias.name): record})
+    account, name, alias = function.account, function.name, record.alias
+    versions = {alias.function_version, *alias.additional_version_weights} - {LATEST}
+    return Write(
+        puts={keys.function_alias(account, name, alias.name): record},
+        # Named one by one: that a key was deleted does not show in the comparison of the whole prefix.
+        requires=frozenset(keys.function_version(account, name, version) for version in versions),
+    )
 
 
 def _versions(records: model.FunctionRecords) -> dict[str, function_pb2.Function]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lambent.cli.options import Assignment, FunctionName, cluster_command
+from lambent.cli.options import Exclusive, FunctionName, Share, cluster_command
 
 if TYPE_CHECKING:
     from lambent.blocking import Client
@@ -30,7 +30,7 @@ def alias() -> None:
 @click.argument("name", type=FunctionName())
 @click.argument("alias_name", metavar="ALIAS")
 @click.option("--version", "version", required=True, help="Version that the alias points to.")
-@click.option("--weight", type=Assignment(), help="VERSION=SHARE: send this share, 0 to 1, to another version.")
+@click.option("--weight", type=Share(), help="VERSION=SHARE: send this share, 0 to 1, to another version.")
 @click.option("--description", default="", help="At most 256 characters.")
 @cluster_command
 def create(
@@ -40,7 +40,7 @@ def create(
     name: str,
     alias_name: str,
     version: str,
-    weight: tuple[str, str] | None,
+    weight: tuple[str, float] | None,
     description: str,
 ) -> None:
     """Make ALIAS a name of a version of the function NAME."""
@@ -58,8 +58,10 @@ def create(
 @click.argument("name", type=FunctionName())
 @click.argument("alias_name", metavar="ALIAS")
 @click.option("--version", "version", help="Version that the alias is to point to.")
-@click.option("--weight", type=Assignment(), help="VERSION=SHARE: send this share, 0 to 1, to another version.")
-@click.option("--no-weight", is_flag=True, help="Send everything to one version again.")
+@click.option("--weight", type=Share(), help="VERSION=SHARE: send this share, 0 to 1, to another version.")
+@click.option(
+    "--no-weight", cls=Exclusive, excludes="weight", is_flag=True, help="Send everything to one version again."
+)
 @click.option("--description", help="At most 256 characters.")
 @cluster_command
 def update(
@@ -69,13 +71,11 @@ def update(
     name: str,
     alias_name: str,
     version: str | None,
-    weight: tuple[str, str] | None,
+    weight: tuple[str, float] | None,
     no_weight: bool,
     description: str | None,
 ) -> None:
     """Point ALIAS of the function NAME elsewhere. What is not given stays."""
-    if weight is not None and no_weight:
-        raise click.UsageError("--weight and --no-weight exclude each other")
     changed = client.functions.update_alias(
         name,
         alias_name,
@@ -132,14 +132,8 @@ def rollback(client: Client, out: Output, *, name: str, alias_name: str) -> None
     _show(out, client.functions.rollback(name, alias=alias_name))
 
 
-def _weights(weight: tuple[str, str] | None) -> dict[str, float] | None:
-    if weight is None:
-        return None
-    version, share = weight
-    try:
-        return {version: float(share)}
-    except ValueError as error:
-        raise click.UsageError(f"--weight {version}={share}: the share is not a number") from error
+def _weights(weight: tuple[str, float] | None) -> dict[str, float] | None:
+    return None if weight is None else dict((weight,))
 
 
 def _shares(found: Alias) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lambent.cli.options import FunctionName, cluster_command
+from lambent.cli.options import Exclusive, FunctionName, cluster_command
 from lambent.cli.output import Output, size, when
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def delete(client: Client, out: Output, *, name: str, qualifier: str, yes: bool)
 @click.option(
     "--reserve", type=click.IntRange(min=0), help="Reserve this many, and cap the function at it; 0 blocks it."
 )
-@click.option("--clear", is_flag=True, help="Remove the reservation.")
+@click.option("--clear", cls=Exclusive, excludes="reserve", is_flag=True, help="Remove the reservation.")
 @cluster_command
 def concurrency(client: Client, out: Output, *, name: str, reserve: int | None, clear: bool) -> None:
     """Show or set a function's reserved concurrency.
@@ -141,8 +141,6 @@ def concurrency(client: Client, out: Output, *, name: str, reserve: int | None, 
       lambent concurrency hello --reserve 20
       lambent concurrency hello --clear
     """  # noqa: D301 - \b is click's mark for a paragraph that keeps its lines
-    if reserve is not None and clear:
-        raise click.UsageError("--reserve and --clear exclude each other")
     if clear:
         client.functions.delete_concurrency(name)
         reserved = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import click
 
@@ -14,7 +14,7 @@ from lambent.cli.output import OUTPUT_KEY, Output
 from lambent.errors import LambentError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -78,6 +78,38 @@ class Assignment(click.ParamType[tuple[str, str]]):
         if not separator or not name:
             self.fail(f"{value!r} is not NAME=VALUE", param, ctx)
         return name, assigned
+
+
+class Share(Assignment):
+    """VERSION=SHARE."""
+
+    name = "version=share"
+
+    def convert(  # type: ignore[override]  # the share is a number here
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, float]:
+        """Give version and share."""
+        version, share = super().convert(value, param, ctx)
+        try:
+            return version, float(share)
+        except ValueError:
+            self.fail(f"{share!r} is not a number", param, ctx)
+
+
+class Exclusive(click.Option):
+    """An option that cannot be given together with the one named by `excludes`."""
+
+    def __init__(self, *args: Any, excludes: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._excludes = excludes
+
+    def handle_parse_result(
+        self, ctx: click.Context, opts: Mapping[str, Any], args: list[str]
+    ) -> tuple[Any, list[str]]:
+        """Refuse both at once."""
+        if self.name in opts and self._excludes in opts:
+            raise click.UsageError(f"{self.opts[0]} and --{self._excludes} exclude each other", ctx)
+        return super().handle_parse_result(ctx, opts, args)
 
 
 def cluster_command(function: Callable[Concatenate[Client, Output, P], R]) -> Callable[..., R]:

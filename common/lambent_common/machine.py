@@ -1,4 +1,4 @@
-"""What this machine has to give, and how it is divided among nodes."""
+"""What memory and CPUs this process may use: the machine's, or its cgroup's where that is less."""
 
 from __future__ import annotations
 
@@ -8,11 +8,8 @@ from pathlib import Path
 
 MEBIBYTE = 1 << 20
 
-# The rest is for etcd, nats-server, scheduler, agents and the machine's owner.
+# What functions get when nothing is said; the rest is for etcd, nats-server, scheduler, agents and the machine's owner.
 DEFAULT_MEMORY_SHARE = 0.8
-
-# The smallest function: AWS Lambda quotas, memory allocation 128 MB.
-MINIMUM_NODE_MEMORY_MIB = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,37 +18,6 @@ class Machine:
 
     memory_mib: int
     cpus: float
-
-
-@dataclass(frozen=True, slots=True)
-class NodeShare:
-    """What one node declares: memory in MiB and CPUs, and what is to be said about it, if anything."""
-
-    memory_mib: int
-    cpus: float
-    remark: str | None = None
-
-
-def divide(machine: Machine, nodes: int, memory_mib: int | None) -> NodeShare:
-    """Divide memory and CPUs equally; without `memory_mib` 80 % of the machine's memory is used.
-
-    Raises:
-        ValueError: A node would have less memory than the smallest function.
-    """
-    total_mib = int(machine.memory_mib * DEFAULT_MEMORY_SHARE) if memory_mib is None else memory_mib
-    share_mib = total_mib // nodes
-    if share_mib < MINIMUM_NODE_MEMORY_MIB:
-        raise ValueError(
-            f"{total_mib} MiB over {nodes} nodes leaves {share_mib} MiB for each, "
-            f"less than the smallest function's {MINIMUM_NODE_MEMORY_MIB} MiB"
-        )
-    remark = None
-    if total_mib > machine.memory_mib:
-        remark = (
-            f"{total_mib} MiB are declared, {machine.memory_mib} MiB are there: "
-            "functions that really use them will be killed for lack of memory"
-        )
-    return NodeShare(memory_mib=share_mib, cpus=round(machine.cpus / nodes, 3), remark=remark)
 
 
 def read_machine(root: Path = Path("/")) -> Machine:

@@ -1,0 +1,1 @@
+"""`lambent doctor`: which protections and prerequisites this machine has."""

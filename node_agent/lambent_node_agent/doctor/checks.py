@@ -1,0 +1,181 @@
+"""Which facts are good enough; pure. A check is one line of `lambent doctor`."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lambent_common.programs import ETCD, NATS_SERVER, Program, Version
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .facts import Facts, FoundProgram
+
+# mount_setattr(2), by which sandboxes get their read-only mounts, came with 5.12.
+MINIMUM_KERNEL = Version(5, 12, 0)
+
+# One environment takes about a dozen descriptors of its agent; this is enough for three hundred.
+WANTED_OPEN_FILES = 4096
+# An environment may have 1,024 processes and threads (AWS Lambda quotas).
+WANTED_PIDS = 32768
+
+# etcd, nats-server, scheduler, agent and one function of 1,769 MB.
+WANTED_MEMORY_MIB = 2560
+MINIMUM_MEMORY_MIB = 768
+
+# Without one of these a function could take the machine down; cpu only makes functions unfair to each other.
+NEEDED_CONTROLLERS = ("memory", "pids")
+WANTED_CONTROLLERS = ("cpu",)
+
+SECCOMP_ACTIONS = ("errno", "kill_process", "allow")
+
+
+class Status(enum.Enum):
+    """How a check came out."""
+
+    OK = "ok"
+    WARNING = "warning"  # works, with less protection or room
+    MISSING = "missing"  # needed
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line.
+
+    Attributes:
+        name: What was looked at.
+        status: How it came out.
+        detail: What was found.
+        help: What would mend it; empty when nothing needs to.
+    """
+
+    name: str
+    status: Status
+    detail: str
+    help: str = ""
+
+
+def run_checks(facts: Facts) -> list[Check]:
+    """Every check, in the order in which they are shown."""
+    return [check(facts) for check in _CHECKS]
+
+
+def _root(facts: Facts) -> Check:
+    if facts.user_id == 0:
+        return Check("root", Status.OK, "UID 0")
+    return Check("root", Status.MISSING, f"UID {facts.user_id}", "Sandboxes are made by root: use sudo.")
+
+
+def _kernel(facts: Facts) -> Check:
+    version = Version.find(facts.kernel + ".0.0")
+    if version is None or version < MINIMUM_KERNEL:
+        return Check("kernel", Status.MISSING, facts.kernel, f"Linux {MINIMUM_KERNEL} or later is needed.")
+    return Check("kernel", Status.OK, facts.kernel)
+
+
+def _namespaces(facts: Facts) -> Check:
+    refused = [f"{name} ({reason})" for name, reason in facts.namespaces.items() if reason is not None]
+    if refused:
+        help_ = "Run as root, in a container with CAP_SYS_ADMIN, on a kernel with all namespaces."
+        return Check("namespaces", Status.MISSING, "cannot be made: " + ", ".join(refused), help_)
+    return Check("namespaces", Status.OK, " ".join(facts.namespaces))
+
+
+def _cgroups(facts: Facts) -> Check:
+    lacking = [name for name in NEEDED_CONTROLLERS if facts.layout.of(name) is None]
+    unwanted = [name for name in WANTED_CONTROLLERS if facts.layout.of(name) is None]
+    kinds = {hierarchy.unified for hierarchy in facts.layout.hierarchies}
+    kind = {(True,): "v2", (False,): "v1", (False, True): "hybrid of v1 and v2"}.get(tuple(sorted(kinds)), "none")
+    found = [name for name in (*NEEDED_CONTROLLERS, *WANTED_CONTROLLERS) if name not in {*lacking, *unwanted}]
+    detail = f"{kind}, controllers: {' '.join(sorted(found)) or 'none'}"
+    if lacking:
+        help_ = f"Mount the controllers {', '.join(lacking)}, or enable them at the kernel's command line."
+        return Check("cgroups", Status.MISSING, detail, help_)
+    if facts.unwritable_groups:
+        where = ", ".join(map(str, facts.unwritable_groups))
+        help_ = "Run as root; in a container, mount the cgroup filesystem writable."
+        return Check("cgroups", Status.MISSING, f"{detail}; not writable: {where}", help_)
+    if unwanted:
+        return Check("cgroups", Status.WARNING, detail, f"Without {', '.join(unwanted)} functions share CPUs unfairly.")
+    return Check("cgroups", Status.OK, detail)
+
+
+def _seccomp(facts: Facts) -> Check:
+    if all(action in facts.seccomp_actions for action in SECCOMP_ACTIONS):
+        return Check("seccomp", Status.OK, "filters with " + " ".join(SECCOMP_ACTIONS))
+    return Check("seccomp", Status.WARNING, "no filters", "System calls of functions cannot be narrowed down.")
+
+
+def _filesystems(facts: Facts) -> Check:
+    if "tmpfs" not in facts.filesystems:
+        return Check("filesystems", Status.MISSING, "no tmpfs", "A kernel with tmpfs is needed.")
+    if "overlay" not in facts.filesystems:
+        help_ = "Images as roots of sandboxes need it: modprobe overlay."
+        return Check("filesystems", Status.WARNING, "tmpfs, no overlay", help_)
+    return Check("filesystems", Status.OK, "tmpfs overlay")
+
+
+def _limits(facts: Facts) -> Check:
+    files = "no limit" if facts.open_files is None else str(facts.open_files)
+    detail = f"open files {files}, processes {facts.pids}"
+    if facts.open_files is not None and facts.open_files < WANTED_OPEN_FILES:
+        return Check(
+            "limits", Status.WARNING, detail, f"Raise it for many environments: ulimit -Hn {WANTED_OPEN_FILES}"
+        )
+    if facts.pids < WANTED_PIDS:
+        help_ = f"Raise it for many environments: sysctl kernel.pid_max={WANTED_PIDS}"
+        return Check("limits", Status.WARNING, detail, help_)
+    return Check("limits", Status.OK, detail)
+
+
+def _interpreters(facts: Facts) -> Check:
+    if not facts.runtimes:
+        return Check("interpreters", Status.MISSING, "no CPython found", "Install one: apt-get install python3")
+    found = ", ".join(f"{name} ({path})" for name, path in facts.runtimes.items())
+    return Check("interpreters", Status.OK, found)
+
+
+def _program(program: Program, found: FoundProgram | None) -> Check:
+    if found is None:
+        return Check(program.name, Status.MISSING, "not installed", program.help)
+    if found.version is None:
+        return Check(program.name, Status.MISSING, f"{found.path} does not say its version", program.help)
+    objection = program.objection(found.version)
+    if objection is not None:
+        return Check(program.name, Status.MISSING, f"{objection} ({found.path})", program.help)
+    return Check(program.name, Status.OK, f"{found.version} ({found.path})")
+
+
+def _etcd(facts: Facts) -> Check:
+    return _program(ETCD, facts.etcd)
+
+
+def _nats_server(facts: Facts) -> Check:
+    return _program(NATS_SERVER, facts.nats_server)
+
+
+def _memory(facts: Facts) -> Check:
+    memory_mib = facts.machine.memory_mib
+    detail = f"{memory_mib} MiB, {facts.machine.cpus:g} CPUs"
+    if memory_mib < MINIMUM_MEMORY_MIB:
+        return Check("memory", Status.MISSING, detail, f"At least {MINIMUM_MEMORY_MIB} MiB are needed.")
+    if memory_mib < WANTED_MEMORY_MIB:
+        return Check("memory", Status.WARNING, detail, "A function of 1,769 MB will not fit beside the cluster.")
+    return Check("memory", Status.OK, detail)
+
+
+_CHECKS: tuple[Callable[[Facts], Check], ...] = (
+    _root,
+    _kernel,
+    _namespaces,
+    _cgroups,
+    _seccomp,
+    _filesystems,
+    _limits,
+    _interpreters,
+    _etcd,
+    _nats_server,
+    _memory,
+)

@@ -1,0 +1,156 @@
+"""Lines, tails, batches and drops of an environment's log."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from datetime import UTC, datetime
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lambent.v1 import log_pb2
+from lambent_common.log_streams import MAX_BATCH_BYTES
+from lambent_node_agent.logs import platform_lines
+from lambent_node_agent.logs.budget import IngestBudget
+from lambent_node_agent.logs.environment_log import TAIL_BYTES, Batch, EnvironmentLog, log_stream_name
+from lambent_node_agent.logs.line_assembler import MAX_LINE_BYTES, LineAssembler
+
+
+class Sink:
+    """Keeps batches, or has no room."""
+
+    def __init__(self) -> None:
+        self.batches: list[log_pb2.LogBatch] = []
+        self.sizes: list[int] = []
+        self.full = False
+        self.arrived = asyncio.Event()
+
+    def offer(self, batch: Batch) -> bool:
+        if self.full:
+            return False
+        self.batches.append(log_pb2.LogBatch.FromString(batch.payload))
+        self.sizes.append(len(batch.payload))
+        self.arrived.set()
+        return True
+
+    def messages(self) -> list[str]:
+        return [event.message for batch in self.batches for event in batch.events]
+
+
+def make(sink: Sink, budget: IngestBudget | None = None) -> EnvironmentLog:
+    return EnvironmentLog(stream_name="s", subject="subject", node_id="n", sink=sink, budget=budget or IngestBudget())
+
+
+@given(st.lists(st.binary(max_size=30) | st.just(b"\n") | st.just(b"a\nb\n"), max_size=20))
+def test_lines_do_not_depend_on_how_the_output_arrives(pieces: list[bytes]) -> None:
+    """A pipe cuts output anywhere."""
+    assembler = LineAssembler()
+    lines = [line for piece in pieces for line in assembler.feed(piece)] + assembler.flush()
+    whole = b"".join(pieces)
+    expected = whole.split(b"\n")
+    if not expected[-1]:
+        expected.pop()
+    assert lines == expected
+
+
+def test_a_line_without_end_is_cut_at_its_bound() -> None:
+    """A function that never writes a newline must not fill the agent's memory."""
+    assembler = LineAssembler()
+    lines: list[bytes] = []
+    for _ in range(20):
+        lines += assembler.feed(b"x" * 65_000)
+    lines += assembler.flush()
+    assert max(map(len, lines)) <= MAX_LINE_BYTES
+    assert sum(map(len, lines)) == 20 * 65_000
+
+
+async def test_the_tail_is_the_last_4_kib_of_one_invocation() -> None:
+    """LogType=Tail promises 4 KB, and nothing of another invocation."""
+    log = make(Sink())
+    log.output(b"before\n")
+    log.begin_tail()
+    log.platform("START")
+    log.output(b"".join(b"line %d\n" % number for number in range(2000)))
+    log.platform("END")
+    tail = log.take_tail()
+    assert len(tail) == TAIL_BYTES
+    assert tail.endswith(b"line 1999\nEND\n")
+    log.output(b"after\n")
+    assert log.take_tail() == b""
+    log.close()
+
+
+async def test_lines_leave_within_the_delay_without_being_asked() -> None:
+    """Somebody watches `logs -f`."""
+    sink = Sink()
+    log = make(sink)
+    log.output(b"hello\n")
+    async with asyncio.timeout(5):
+        await sink.arrived.wait()
+    assert sink.messages() == ["hello"]
+    log.close()
+
+
+async def test_no_batch_is_over_the_streams_limit() -> None:
+    """JetStream refuses a larger message whole. A byte that is no text grows to three."""
+    sink = Sink()
+    log = make(sink)
+    for _ in range(30):
+        log.output(b"\xff" * 60_000 + b"\n")
+    log.output(b"\xff" * MAX_LINE_BYTES + b"\n")
+    log.close()
+    assert max(sink.sizes) < MAX_BATCH_BYTES
+    assert len(sink.messages()) == 31
+
+
+async def test_output_over_the_budget_is_dropped_and_counted() -> None:
+    """A flood must not cost the others their logs, and its author has to see that lines are missing."""
+    sink = Sink()
+    log = make(sink, IngestBudget(rate_bytes_per_s=0.001, burst_bytes=1000))
+    log.output(b"".join(b"%099d\n" % number for number in range(100)))
+    log.platform("END")
+    log.close()
+    messages = sink.messages()
+    assert messages[-1] == "END", "the platform's own lines are not the function's to use up"
+    assert sink.batches[0].dropped_events == 93
+    assert sink.batches[0].dropped_bytes == 93 * 99
+    assert '"type": "platform.logsDropped"' in messages[0]
+
+
+async def test_a_full_buffer_drops_and_counts_but_never_waits() -> None:
+    """JetStream away: invocations go on."""
+    sink = Sink()
+    log = make(sink)
+    sink.full = True
+    log.output(b"lost\n")
+    log.flush()
+    sink.full = False
+    log.output(b"kept\n")
+    log.close()
+    assert sink.batches[0].dropped_events == 1
+    assert sink.messages()[1:] == ["kept"]
+
+
+def test_the_budget_refills_with_time() -> None:
+    """A burst is forgiven after a while."""
+    budget = IngestBudget(rate_bytes_per_s=10, burst_bytes=100)
+    assert budget.take("f", 100, 0.0)
+    assert not budget.take("f", 1, 0.0)
+    assert budget.take("g", 100, 0.0), "budgets are each function's own"
+    assert budget.take("f", 50, 5.0)
+
+
+def test_init_start_has_the_shape_of_the_contract() -> None:
+    """Tools parse it."""
+    assert re.fullmatch(
+        r"INIT_START Runtime Version: python:3\.11\.v1\t"
+        r"Runtime Version ARN: arn:aws:lambda:eu-test-1::runtime:[0-9a-f]{64}",
+        platform_lines.init_start("python3.11", "eu-test-1"),
+    )
+
+
+def test_log_stream_has_awss_name() -> None:
+    """YYYY/MM/DD/[version]<32 hex digits>."""
+    name = log_stream_name(datetime(2024, 2, 3, tzinfo=UTC), "$LATEST", "01234567-89ab-4def-8123-456789abcdef")
+    assert name == "2024/02/03/[$LATEST]0123456789ab4def8123456789abcdef"

@@ -1,0 +1,367 @@
+"""The life of an environment: exact sequences for what the contract fixes, seeded worlds for the rest."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lambent_node_agent.environment import failures
+from lambent_node_agent.environment.machine import step
+from lambent_node_agent.environment.model import (
+    INIT_TIMEOUT_S,
+    KILL_TIMEOUT_S,
+    MOVES,
+    Action,
+    Answer,
+    Cancelled,
+    Close,
+    Environment,
+    Event,
+    Facts,
+    Finished,
+    Invocation,
+    KillRuntime,
+    LimitCpu,
+    Open,
+    Outcome,
+    Phase,
+    Refuse,
+    ReportReady,
+    RuntimeFailed,
+    RuntimeFailure,
+    RuntimeKilled,
+    RuntimeReady,
+    SandboxLost,
+    SandboxReady,
+    SendInvoke,
+    StartRuntime,
+    Stop,
+    Tick,
+    WriteLog,
+)
+
+WALL = "2023-01-01T00:00:00.000Z"
+EXIT_3 = failures.exit_failure(3, None, oom_killed=False)
+
+
+def fresh() -> Environment:
+    return Environment(Facts("e-1", "$LATEST", 128, "INIT_START"))
+
+
+def run(*timeline: tuple[float, Event], env: Environment | None = None) -> tuple[Environment, list[Action]]:
+    """Apply events at their times and give every action."""
+    env = env or fresh()
+    actions: list[Action] = []
+    for now, event in timeline:
+        env, more = step(env, event, now)
+        actions += more
+    return env, actions
+
+
+def warm() -> Environment:
+    return run((0, SandboxReady()), (0.1101, RuntimeReady()))[0]
+
+
+def lines(actions: list[Action]) -> list[str]:
+    return [action.line for action in actions if isinstance(action, WriteLog)]
+
+
+def answers(actions: list[Action]) -> list[Answer]:
+    return [action for action in actions if isinstance(action, Answer)]
+
+
+def test_cold_and_warm_invocation_have_the_lines_of_the_contract() -> None:
+    """People grep and bill by these lines; Init Duration stands on the first REPORT alone."""
+    _, actions = run(
+        (1, Open(Invocation("id-1", 3))),
+        (1.00301, Finished(Outcome(b"1"), 36)),
+        (2, Open(Invocation("id-2", 3))),
+        (2.0005, Finished(Outcome(b"2"), 36)),
+        env=warm(),
+    )
+    assert lines(actions) == [
+        "START RequestId: id-1 Version: $LATEST",
+        "END RequestId: id-1",
+        "REPORT RequestId: id-1\tDuration: 3.01 ms\tBilled Duration: 114 ms\tMemory Size: 128 MB\t"
+        "Max Memory Used: 36 MB\tInit Duration: 110.10 ms\t",
+        "START RequestId: id-2 Version: $LATEST",
+        "END RequestId: id-2",
+        "REPORT RequestId: id-2\tDuration: 0.50 ms\tBilled Duration: 1 ms\tMemory Size: 128 MB\t"
+        "Max Memory Used: 36 MB\t",
+    ]
+    assert [answer.figures.cold_start for answer in answers(actions)] == [True, False]
+    assert [type(action) for action in actions].count(LimitCpu) == 1
+
+
+def test_timeout_answers_after_the_kill_and_restarts_the_runtime() -> None:
+    """/tmp survives a timeout, globals do not; the text is AWS's to the letter."""
+    env, actions = run((1, Open(Invocation("id-1", 1))), (2.004, Tick(WALL)), env=warm())
+    assert env.phase is Phase.RESET
+    assert not answers(actions)
+    env, actions = run((2.01, RuntimeKilled(40)), env=env)
+    (answer,) = answers(actions)
+    assert json.loads(answer.outcome.failure_json) == {
+        "errorType": "Sandbox.Timedout",
+        "errorMessage": "RequestId: id-1 Error: Task timed out after 1.00 seconds",
+    }
+    assert lines(actions) == [
+        f"{WALL} id-1 Task timed out after 1.00 seconds\n",
+        "END RequestId: id-1",
+        "REPORT RequestId: id-1\tDuration: 1000.00 ms\tBilled Duration: 1111 ms\tMemory Size: 128 MB\t"
+        "Max Memory Used: 40 MB\tInit Duration: 110.10 ms\tStatus: timeout",
+    ]
+    assert StartRuntime() in actions
+    env, _ = run((2.1, RuntimeReady()), env=env)
+    assert env.phase is Phase.IDLE
+
+
+def test_exit_gives_the_error_line_before_end() -> None:
+    """A crash is told in the log where a person looks for it."""
+    _, actions = run(
+        (1, Open(Invocation("id-1", 3))), (1.5, RuntimeFailed(EXIT_3, 30)), (1.6, RuntimeKilled(30)), env=warm()
+    )
+    assert lines(actions)[1:3] == [
+        "RequestId: id-1 Error: Runtime exited with error: exit status 3\nRuntime.ExitError",
+        "END RequestId: id-1",
+    ]
+    assert lines(actions)[3].endswith("\tStatus: error\tError Type: Runtime.ExitError")
+    (answer,) = answers(actions)
+    assert json.loads(answer.outcome.failure_json) == {
+        "errorType": "Runtime.ExitError",
+        "errorMessage": "RequestId: id-1 Error: Runtime exited with error: exit status 3",
+    }
+
+
+def test_failed_init_is_run_again_inside_the_invocation() -> None:
+    """AWS's order on a failed init: INIT_REPORT(init), INIT_REPORT(invoke), START, error, END, REPORT."""
+    payload = b'{"errorMessage":"no module","errorType":"Runtime.ImportModuleError","requestId":""}'
+    failure = RuntimeFailed(failures.init_failure(payload), 20)
+    env, actions = run((0, SandboxReady()), (0.1, failure), (0.11, RuntimeKilled(20)))
+    assert env.phase is Phase.IDLE
+    assert actions[-1] == ReportReady()
+    env, more = run((1, Open(Invocation("id-1", 3))), (1.2, failure), (1.3, RuntimeKilled(20)), env=env)
+    assert [line.split("\t")[:3] for line in lines(actions + more)[:3]] == [
+        ["INIT_START"],
+        ["INIT_REPORT Init Duration: 100.00 ms", "Phase: init", "Status: error"],
+        ["INIT_REPORT Init Duration: 200.00 ms", "Phase: invoke", "Status: error"],
+    ]
+    assert [line.split()[0] for line in lines(more)[1:]] == ["START", "RequestId:", "END", "REPORT"]
+    (answer,) = answers(more)
+    assert answer.outcome.failure_json == payload
+    assert answer.figures.init_duration_us == 0
+    assert env.phase is Phase.IDLE
+    assert StartRuntime() not in more[-1:]
+
+
+def test_init_over_ten_seconds_is_a_timeout_of_the_init_phase() -> None:
+    """The next invocation gets the function's whole timeout for the second try."""
+    _, actions = run((0, SandboxReady()), (10.00733, Tick(WALL)), (10.1, RuntimeKilled(20)))
+    assert lines(actions)[-1] == "INIT_REPORT Init Duration: 10007.33 ms\tPhase: init\tStatus: timeout"
+    assert actions[-1] == ReportReady()
+
+
+def test_open_during_a_reset_waits_for_the_new_runtime() -> None:
+    """The scheduler uses the environment as soon as END came, while the runtime is still starting."""
+    env, _ = run((1, Open(Invocation("id-1", 1))), (2, Tick(WALL)), (2.01, RuntimeKilled(1)), env=warm())
+    env, actions = run((2.02, Open(Invocation("id-2", 1))), env=env)
+    assert env.phase is Phase.INVOKE
+    assert SendInvoke() not in actions
+    env, actions = run((2.1, RuntimeReady()), env=env)
+    assert SendInvoke() in actions
+
+
+def test_cancel_kills_and_answers_with_a_service_error() -> None:
+    """A cancelled call may have run: its error says so, and nothing of it goes on running."""
+    _, actions = run((1, Open(Invocation("id-1", 3))), (1.5, Cancelled(WALL)), (1.6, RuntimeKilled(9)), env=warm())
+    assert KillRuntime() in actions
+    (answer,) = answers(actions)
+    assert answer.outcome.service_reason == "CancelledException"
+
+
+def test_draining_stop_lets_the_invocation_finish() -> None:
+    """An update of a function must not fail the calls under way."""
+    env, actions = run(
+        (1, Open(Invocation("id-1", 3))),
+        (1.1, Stop("superseded", drain=True, max_memory_used_mib=0)),
+        (1.2, Finished(Outcome(b"1"), 9)),
+        env=warm(),
+    )
+    assert env.phase is Phase.SHUTDOWN
+    assert answers(actions)[0].outcome.payload == b"1"
+    assert actions[-1] == Close("superseded", "")
+
+
+def test_answer_without_a_question_kills_the_runtime() -> None:
+    """Function code that writes to the channel between calls must not answer the next caller."""
+    env, actions = run((1, Finished(Outcome(b"forged"), 9)), env=warm())
+    assert actions == [KillRuntime()]
+    env, actions = run((1.1, RuntimeKilled(9)), env=env)
+    assert env.phase is Phase.IDLE
+    assert not actions
+
+
+@pytest.mark.parametrize(
+    ("code", "signal", "oom", "error_type", "message"),
+    [
+        (0, None, False, "Runtime.ExitError", "Runtime exited without providing a reason"),
+        (1, None, False, "Runtime.ExitError", "Runtime exited with error: exit status 1"),
+        (None, 9, False, "Runtime.ExitError", "Runtime exited with error: signal: killed"),
+        (None, 11, False, "Runtime.ExitError", "Runtime exited with error: signal: segmentation fault"),
+        (None, 9, True, "Runtime.OutOfMemory", "Runtime exited with error: signal: killed"),
+    ],
+)
+def test_exit_is_described_in_awss_words(
+    code: int | None, signal: int | None, oom: bool, error_type: str, message: str
+) -> None:
+    """Clients tell these apart by their text."""
+    assert failures.exit_failure(code, signal, oom_killed=oom) == RuntimeFailure(error_type, message)
+
+
+@given(st.binary(max_size=200) | st.just(b"[" * 100_000) | st.just(b'{"errorType": "a\\tb"}'))
+def test_init_error_of_any_bytes_has_a_printable_type(error_json: bytes) -> None:
+    """The type goes into a log line, where a tab or a newline would forge a field."""
+    assert failures.init_failure(error_json).error_type.isprintable()
+
+
+@dataclass
+class World:
+    """A clock, a heap of things to come, and a runtime that does as it likes."""
+
+    seed: int
+    now: float = 0.0
+    env: Environment = field(default_factory=fresh)
+    alive: bool = False
+    sent: bool = False
+    current: str = ""
+    generation: int = 0
+    closes: int = 0
+    outcomes: dict[str, list[str]] = field(default_factory=dict)
+    opened_at: dict[str, float] = field(default_factory=dict)
+    logged: list[str] = field(default_factory=list)
+    coming: list[tuple[float, int, int | None, Event]] = field(default_factory=list)
+    counter: int = 0
+
+    def __post_init__(self) -> None:
+        self.random = random.Random(self.seed)
+
+    def after(self, delay: float, event: Event, *, generation: int | None = None) -> None:
+        self.counter += 1
+        self.coming.append((self.now + delay, self.counter, generation, event))
+
+    def feed(self, event: Event) -> None:
+        before = self.env
+        self.env, actions = step(self.env, event, self.now)
+        assert self.env.phase is before.phase or self.env.phase in MOVES[before.phase]
+        for action in actions:
+            self.act(action)
+        if self.env.deadline < math.inf:
+            self.after(max(0.0, self.env.deadline - self.now), Tick(WALL))
+
+    def act(self, action: Action) -> None:
+        match action:
+            case StartRuntime():
+                assert not self.alive, "two runtimes in one sandbox"
+                self.alive, self.sent = True, False
+                self.generation += 1
+                self.runtime_starts()
+            case KillRuntime():
+                died = SandboxLost("sandbox", "would not die") if self.chance(0.05) else RuntimeKilled(1)
+                self.after(self.random.uniform(0, 0.1), died)
+            case SendInvoke():
+                assert self.alive
+                assert not self.sent
+                self.sent = True
+                self.handler_runs()
+            case Answer() | Refuse():
+                self.outcomes[self.current].append(type(action).__name__)
+            case WriteLog(line=line):
+                self.logged.append(line)
+            case Close():
+                self.closes += 1
+            case _:
+                pass
+
+    def chance(self, probability: float) -> bool:
+        return self.random.random() < probability
+
+    def runtime_starts(self) -> None:
+        if self.chance(0.7):
+            self.after(self.random.choice([0.01, 0.5, 9.9, 10.0, 11.0]), RuntimeReady(), generation=self.generation)
+        if self.chance(0.3):
+            self.after(self.random.uniform(0, 12), RuntimeFailed(EXIT_3, 1), generation=self.generation)
+
+    def handler_runs(self) -> None:
+        if self.chance(0.7):
+            self.after(self.random.choice([0.0, 0.1, 1.0, 3.0]), Finished(Outcome(b"x"), 1), generation=self.generation)
+        if self.chance(0.2):
+            self.after(self.random.uniform(0, 4), RuntimeFailed(EXIT_3, 1), generation=self.generation)
+
+    def schedule(self) -> None:
+        """Things that schedulers and the machine do."""
+        self.after(self.random.uniform(0, 1), SandboxReady())
+        for number in range(self.random.randrange(6)):
+            request_id = f"r{number}"
+            self.after(self.random.uniform(0, 40), Open(Invocation(request_id, self.random.choice([1.0, 3.0]))))
+        if self.chance(0.3):
+            self.after(self.random.uniform(0, 40), Cancelled(WALL))
+        if self.chance(0.1):
+            self.after(self.random.uniform(0, 40), SandboxLost("exited", "gone"))
+        self.after(60, Stop("idle", drain=self.chance(0.5), max_memory_used_mib=1))
+
+    def run(self) -> None:
+        self.schedule()
+        while self.coming:
+            self.coming.sort(reverse=True)
+            self.now, _, generation, event = self.coming.pop()
+            if generation is not None and (generation != self.generation or not self.alive):
+                continue  # the link to that process is closed
+            if isinstance(event, RuntimeKilled):
+                self.alive = False
+            if isinstance(event, Open):
+                if self.env.invocation is not None:
+                    continue  # the shell lets one call in at a time
+                self.current = event.invocation.request_id
+                self.outcomes[self.current] = []
+                self.opened_at[self.current] = self.now
+            if isinstance(event, Finished):
+                self.sent = False
+            self.feed(event)
+
+
+@pytest.mark.parametrize("seed", range(400))
+def test_every_invocation_is_answered_once_and_the_environment_ends(seed: int) -> None:
+    """Whatever a runtime does, no caller waits for ever, none gets two answers, and the memory comes back."""
+    world = World(seed)
+    world.run()
+    assert world.env.phase is Phase.SHUTDOWN
+    assert world.closes == 1
+    for request_id, outcomes in world.outcomes.items():
+        assert len(outcomes) == 1, (request_id, outcomes)
+        if outcomes == ["Answer"]:
+            words = [line.split()[0] for line in world.logged if f"RequestId: {request_id}" in line]
+            assert [word for word in words if word in ("START", "END", "REPORT")] == ["START", "END", "REPORT"]
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_no_invocation_outlives_its_timeout_and_the_kill(seed: int) -> None:
+    """The deadline is the agent's to keep, whatever state the runtime is in when the call comes."""
+    world = World(seed)
+    answered: dict[str, float] = {}
+    act = world.act
+
+    def noting(action: Action) -> None:
+        if isinstance(action, Answer):
+            answered[world.current] = world.now
+        act(action)
+
+    world.act = noting  # type: ignore[method-assign] # the world is the test's own
+    world.run()
+    for request_id, at in answered.items():
+        assert at - world.opened_at[request_id] <= 3.0 + KILL_TIMEOUT_S
+    assert INIT_TIMEOUT_S == 10.0

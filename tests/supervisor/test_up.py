@@ -1,0 +1,311 @@
+"""`lambent up` and `lambent down` with real children: what they refuse, say, survive and leave behind."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import ssl
+import stat
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from lambent_supervisor.data_directory import DataDirectory
+from lambent_supervisor.processes import ProcessId
+from tests.cluster import LAMBENT, Cluster, lambent, leftovers, running_cluster, start_cluster, stop_cluster
+
+TIMEOUT_S = 60
+ANY_PORTS = ("--grpc-port=0", "--http-port=0")
+
+
+def refused(*flags: str, environment: dict[str, str] | None = None) -> str:
+    """What an `up` that must fail says; it has to offer help as well."""
+    done = lambent("up", *flags, check=False, environment=environment)
+    assert done.returncode == 1, done.stderr + done.stdout
+    assert "\nHelp: " in done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def fake_etcd(directory: Path, words: str) -> dict[str, str]:
+    """An environment whose PATH has, before everything else, an etcd that says these words."""
+    program = directory / "etcd"
+    program.write_text(f"#!/bin/sh\necho '{words}'\n")
+    program.chmod(0o755)
+    return {"PATH": f"{directory}:{os.environ['PATH']}"}
+
+
+# What is refused, before anything is started
+
+
+@pytest.mark.parametrize("detach", [(), ("--detach",)], ids=["foreground", "detached"])
+def test_a_second_up_on_the_same_directory_names_the_first(cluster: Cluster, detach: tuple[str, ...]) -> None:
+    """The operator learns which process to look for."""
+    message = refused(f"--data-dir={cluster.data_dir}", *ANY_PORTS, *detach)
+    assert f"process {cluster.supervisor.pid}" in message
+
+
+@pytest.mark.parametrize("flag", ["--grpc-port", "--http-port"])
+def test_a_taken_port_is_named(tmp_path: Path, flag: str) -> None:
+    """Together with the flag that chooses another."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        message = refused(f"--data-dir={tmp_path / 'data'}", *ANY_PORTS, f"{flag}={port}")
+    assert f"port {port}" in message
+    assert flag in message
+
+
+def test_a_directory_that_cannot_be_written_is_named() -> None:
+    """With the system's reason."""
+    assert "/proc/lambent" in refused("--data-dir=/proc/lambent", *ANY_PORTS)
+
+
+def test_a_directory_of_another_format_is_refused(tmp_path: Path) -> None:
+    """Nothing in it is touched."""
+    (tmp_path / "format").write_text("99\n")
+    assert "format version 99" in refused(f"--data-dir={tmp_path}", *ANY_PORTS)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["format", "lock"]
+
+
+def test_missing_etcd_is_said_with_how_to_install_it(tmp_path: Path) -> None:
+    """It is the one program that does not come with the Python packages."""
+    message = refused(f"--data-dir={tmp_path / 'data'}", *ANY_PORTS, environment={"PATH": "/nonexistent"})
+    assert "etcd is not installed" in message
+    assert "etcd-server" in message
+
+
+@pytest.mark.parametrize("version", ["3.3.27", "3.5.1"])
+def test_an_etcd_that_will_not_do_is_refused(tmp_path: Path, version: str) -> None:
+    """By version, before it has written anything."""
+    environment = fake_etcd(tmp_path, f"etcd Version: {version}")
+    assert version in refused(f"--data-dir={tmp_path / 'data'}", *ANY_PORTS, environment=environment)
+    assert not (tmp_path / "data").exists()
+
+
+def test_an_etcd_that_does_not_say_its_version_is_refused(tmp_path: Path) -> None:
+    """It could be anything."""
+    environment = fake_etcd(tmp_path, "hello")
+    message = refused(f"--data-dir={tmp_path / 'data'}", *ANY_PORTS, environment=environment)
+    assert str(tmp_path / "etcd") in message
+
+
+def test_an_etcd_that_ends_at_once_fails_the_start(tmp_path: Path) -> None:
+    """With what it wrote last, and nothing is left running."""
+    environment = fake_etcd(tmp_path, "etcd Version: 3.4.23")
+    message = refused(f"--data-dir={tmp_path / 'data'}", *ANY_PORTS, "--detach", environment=environment)
+    assert "etcd exited with status 0" in message
+    assert "etcd Version: 3.4.23" in message
+    assert leftovers(tmp_path / "data") == []
+
+
+def test_up_needs_root(tmp_path: Path) -> None:
+    """Sandboxes do; said at once and not by a failing system call."""
+    program = (
+        "import os, sys; from lambent_supervisor.commands import up; "
+        f"os.setresuid(65534, 65534, 65534); up.main(['--data-dir={tmp_path / 'data'}'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    )
+    assert done.returncode == 1
+    assert "needs root" in done.stderr
+    assert "Help: " in done.stderr
+
+
+def test_nodes_without_memory_for_any_function_are_refused(tmp_path: Path) -> None:
+    """The smallest function has 128 MB."""
+    done = lambent("up", f"--data-dir={tmp_path / 'data'}", "--nodes=4", "--memory=400", check=False)
+    assert done.returncode == 2
+    assert "100 MiB" in done.stderr
+
+
+# A running cluster
+
+
+def test_a_detached_cluster_says_where_it_is(cluster: Cluster) -> None:
+    """In cluster.json too, where SDK and CLI look."""
+    published = json.loads((cluster.data_dir / "cluster.json").read_text())
+    assert published["grpc"] == cluster.grpc
+    assert published["http"] == cluster.http
+    assert published["data_dir"] == str(cluster.data_dir)
+    assert stat.S_IMODE((cluster.data_dir / "token").stat().st_mode) == 0o600
+    nodes = json.loads(cluster.lambent("nodes", "--output=json").stdout)
+    assert len(nodes) == 2
+
+
+def etcd_address(cluster: Cluster) -> tuple[str, int]:
+    published = json.loads((cluster.data_dir / "cluster.json").read_text())
+    host, _, port = published["etcd"].removeprefix("https://").partition(":")
+    return host, int(port)
+
+
+def test_etcd_refuses_who_has_no_certificate(cluster: Cluster) -> None:
+    """Every local user reaches its port."""
+    context = ssl.create_default_context(cafile=cluster.data_dir / "credentials" / "etcd-ca.pem")
+    request = b"GET /health HTTP/1.0\r\nHost: localhost\r\n\r\n"
+    with (
+        socket.create_connection(etcd_address(cluster), timeout=TIMEOUT_S) as plain,
+        # With TLS 1.3 the client learns of the refusal when it reads.
+        pytest.raises((ssl.SSLError, ConnectionError)),
+        context.wrap_socket(plain, server_hostname="localhost") as connection,
+    ):
+        connection.sendall(request)
+        connection.recv(1)
+
+
+def test_nats_refuses_who_has_no_password(cluster: Cluster) -> None:
+    """Code packages and logs are in it."""
+    published = json.loads((cluster.data_dir / "cluster.json").read_text())
+    host, _, port = published["nats"].removeprefix("nats://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=TIMEOUT_S) as connection:
+        stream = connection.makefile("rb")
+        assert stream.readline().startswith(b"INFO")
+        connection.sendall(b'CONNECT {"verbose":false}\r\nPING\r\n')
+        assert b"Authorization Violation" in stream.readline()
+
+
+def test_a_restart_keeps_the_token_and_takes_other_ports(tmp_path: Path) -> None:
+    """The data directory is the cluster; where it listens is not."""
+    data_dir = tmp_path / "data"
+    first = start_cluster(data_dir, "--memory=1024")
+    token = first.token
+    stop_cluster(data_dir)
+    assert not (data_dir / "cluster.json").exists()
+    second = start_cluster(data_dir, "--memory=1024")
+    try:
+        assert second.token == token
+        assert json.loads(second.lambent("status", "--output=json").stdout)
+    finally:
+        stop_cluster(data_dir)
+
+
+def test_down_without_a_cluster_is_no_error(tmp_path: Path) -> None:
+    """Scripts call it to be sure."""
+    done = lambent("down", f"--data-dir={tmp_path / 'data'}", "--output=json")
+    assert json.loads(done.stdout)["stopped"] is False
+    assert not (tmp_path / "data").exists()
+
+
+# Failures
+
+
+def test_what_a_killed_supervisor_left_is_swept_by_the_next_one(tmp_path: Path) -> None:
+    """Its children die with it; control groups stay until somebody removes them."""
+    data_dir = tmp_path / "data"
+    killed = start_cluster(data_dir, "--memory=1024")
+    children = [killed.process(name) for name in ("etcd", "nats-server", "scheduler", "node-1")]
+    assert killed.supervisor.send(signal.SIGKILL)
+    assert all(child.wait_until_ended(TIMEOUT_S) for child in children)
+    assert any("control group" in thing for thing in leftovers(data_dir))
+    done = lambent("up", "--detach", *ANY_PORTS, f"--data-dir={data_dir}", "--memory=1024")
+    try:
+        assert "removed what an earlier supervisor left" in done.stderr
+        assert lambent("status", data_dir=data_dir).returncode == 0
+    finally:
+        stop_cluster(data_dir)
+
+
+def test_down_sweeps_after_a_killed_supervisor(tmp_path: Path) -> None:
+    """Without a next `up`, too."""
+    data_dir = tmp_path / "data"
+    killed = start_cluster(data_dir, "--memory=1024")
+    agent = killed.process("node-1")
+    assert killed.supervisor.send(signal.SIGKILL)
+    assert agent.wait_until_ended(TIMEOUT_S)
+    stop_cluster(data_dir)
+
+
+@asynccontextmanager
+async def foreground(data_dir: Path) -> AsyncIterator[tuple[asyncio.subprocess.Process, asyncio.StreamReader]]:
+    """`lambent up` as at a terminal; ends it if the test does not."""
+    process = await asyncio.create_subprocess_exec(
+        LAMBENT,
+        *("up", "--memory=1024", *ANY_PORTS, f"--data-dir={data_dir}"),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(TIMEOUT_S):
+            yield process, process.stdout
+    finally:
+        if process.returncode is None:
+            process.terminate()
+            await process.wait()
+
+
+async def line_with(stream: asyncio.StreamReader, words: str) -> str:
+    """The next line that has these words."""
+    seen = []
+    while line := (await stream.readline()).decode():
+        seen.append(line)
+        if words in line:
+            return line
+    raise AssertionError(f"{words!r} was never said: {''.join(seen)}")
+
+
+async def test_ctrl_c_stops_everything_and_leaves_nothing(tmp_path: Path) -> None:
+    """The exit status is 0: it is the way to stop it."""
+    data_dir = tmp_path / "data"
+    async with foreground(data_dir) as (process, output):
+        await line_with(output, "Ready: gRPC 127.0.0.1:")
+        process.send_signal(signal.SIGINT)
+        assert await process.wait() == 0
+    assert leftovers(data_dir) == []
+
+
+async def test_ctrl_c_during_the_start_leaves_nothing(tmp_path: Path) -> None:
+    """Impatience is common."""
+    data_dir = tmp_path / "data"
+    async with foreground(data_dir) as (process, output):
+        await line_with(output, "starting etcd")
+        process.send_signal(signal.SIGINT)
+        assert await process.wait() in {0, -signal.SIGINT, 1, 130}
+    assert leftovers(data_dir) == []
+
+
+async def test_children_that_die_are_started_again(tmp_path: Path) -> None:
+    """Each of them, and the cluster serves again under the same address afterwards."""
+    data_dir = tmp_path / "data"
+    async with foreground(data_dir) as (process, output):
+        await line_with(output, "Ready")
+        published = json.loads((data_dir / "cluster.json").read_text())
+        running = Cluster(published["grpc"], published["http"], data_dir)
+        for name in ("nats-server", "node-1", "scheduler", "etcd"):
+            assert running.process(name).send(signal.SIGKILL)
+            assert "was killed by SIGKILL; starting it again" in await line_with(output, name)
+            assert await line_with(output, f"{name} is ready again")
+        assert process.returncode is None
+        status = await asyncio.to_thread(running.lambent, "status", "--output=json")
+        assert json.loads(status.stdout)
+
+
+def test_the_mark_is_on_what_agents_make(cluster: Cluster) -> None:
+    """Or a sweep would not find it."""
+    mark = DataDirectory(cluster.data_dir).mark()
+    assert list(Path("/sys/fs/cgroup").rglob(f"lambent-{mark}-1"))
+    assert list(cluster.data_dir.glob(f"nodes/1/lambent-{mark}-1"))
+
+
+def test_processes_are_recorded(cluster: Cluster) -> None:
+    """With their start times."""
+    recorded = json.loads((cluster.data_dir / "processes.json").read_text())
+    assert set(recorded) == {"etcd", "nats-server", "scheduler", "node-1", "node-2"}
+    decoded = [ProcessId.decode(line.encode()) for line in recorded.values()]
+    assert all(process is not None and process.is_running() for process in decoded)
+
+
+def test_a_cluster_of_tests_leaves_nothing() -> None:
+    """The helper that other tests rely on looks properly: it finds everything while the cluster runs."""
+    with running_cluster() as running:
+        found = leftovers(running.data_dir)
+        assert any(thing.startswith("process") for thing in found)
+        assert any(thing.startswith("control group") for thing in found)
