@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
-from lambent import AsyncClient
 from rich.console import Console
 from rich.table import Table
 
@@ -20,6 +19,7 @@ from benchmarks.cluster import cluster
 from benchmarks.floors import Echo, bwrap_command, echo, run_ms
 from benchmarks.invocations import EVENT, FULL_MIB, Suite
 from benchmarks.measure import percentile, rate_per_s, sequential_ms
+from lambent import AsyncClient
 
 _MEMORY_MIB = 262_144
 """Declared, not present: 100 environments of 1,769 MB are to fit, and none of them touches its memory."""
@@ -53,7 +53,9 @@ class Row:
 
 @click.command()
 @click.option("--rounds", type=click.IntRange(1, 50), default=3, show_default=True, help="Repetitions, interleaved.")
-@click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write the figures here too.")
+@click.option(
+    "--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write the figures here too."
+)
 @click.option("--scaling/--no-scaling", default=True, show_default=True, help="Also measure cost as work grows.")
 def main(rounds: int, json_path: Path | None, *, scaling: bool) -> None:
     """Measure Lambent against floors taken in the same run; status 1 when a bound is missed."""
@@ -117,9 +119,7 @@ def _rows(samples: defaultdict[str, list[float]], memory: dict[str, float]) -> l
         Row("warm p99 beside two clients of 6 MB", middle("warm p99 beside"), "ms", middle("warm p99"), 5.0, 2.0),
         Row("cold start p50, 1,769 MB, 200 ms apart", middle("cold"), "ms", middle("bwrap"), 1.2, 0.3),
         Row("cold start p50, 128 MB, 200 ms apart", middle("cold 128"), "ms", middle("bwrap")),
-        Row(
-            "throughput, 64 in flight", middle("rate"), "/s", middle("echo rate"), 1.5, 3.0, larger_is_better=True
-        ),
+        Row("throughput, 64 in flight", middle("rate"), "/s", middle("echo rate"), 1.5, 3.0, larger_is_better=True),
         Row("CPU per 1,000 invocations, all processes", middle("cpu"), "s"),
         Row("memory of the scheduler, idle (PSS)", memory["scheduler"], "MiB", must=120, aim=80),
         Row("memory of the agent, idle (PSS)", memory["agent"], "MiB", must=120, aim=80),

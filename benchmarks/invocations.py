@@ -12,11 +12,10 @@ import zipfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from lambent import AsyncClient
-
 from benchmarks.cluster import BenchmarkCluster
 from benchmarks.measure import rate_per_s, sequential_ms
 from benchmarks.processes import cpu_seconds, descendants, pss_mib
+from lambent import AsyncClient
 
 _HANDLERS = b"""
 import time
@@ -126,9 +125,7 @@ class Suite:
 
     async def fill_environments(self, count: int) -> None:
         """Have at least `count` environments alive."""
-        await self.client.deploy(
-            "sleeper", _package(), handler="functions.sleeper", memory_mib=128, timeout_s=60
-        )
+        await self.client.deploy("sleeper", _package(), handler="functions.sleeper", memory_mib=128, timeout_s=60)
         events = [{"seconds": 1 + count / 50}] * count
         async for _ in self.client.map("sleeper", events, concurrency=count):
             pass
@@ -143,7 +140,9 @@ class Suite:
         """Give the PSS of scheduler and agent, and of one warm environment; call it when nothing runs."""
         processes = self.cluster.processes()
         figures = {
-            part: sum(pss_mib(pid) for pid, words in processes.items() if f" {part} " in words and "zygote" not in words)
+            part: sum(
+                pss_mib(pid) for pid, words in processes.items() if f" {part} " in words and "zygote" not in words
+            )
             for part in ("scheduler", "agent")
         }
         zygotes = {pid for pid, words in processes.items() if "zygote" in words}

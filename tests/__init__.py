@@ -1,0 +1,1 @@
+"""Tests of Lambent, against real etcd, nats-server, processes, cgroups and sockets."""

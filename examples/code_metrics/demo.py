@@ -1,6 +1,6 @@
 """`make demo`: a real cluster of two nodes measures every file of the standard library.
 
-Starts `lambent up` with two nodes in a directory of its own, deploys the function, maps it over some 1,700 source files,
+Starts `lambent up` with two nodes in a directory of its own, deploys the function, maps it over every source file,
 checks the totals against the same code run here, and shows a streamed call, a failing call and a timeout.
 """
 
@@ -19,10 +19,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lambent import AsyncClient, FunctionError, InvokeResult
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+from lambent import AsyncClient, FunctionError, InvokeResult
 
 sys.path.insert(0, str(Path(__file__).parent))
 

@@ -79,6 +79,8 @@ class Scheduler:
         self.welcome = node_pb2.Welcome()
         self.answers: dict[int, Answer] = {}
         self.auto_credit = True
+        self.partition = 0
+        self.epoch = 0
         self._ready: dict[str, asyncio.Future[node_pb2.EnvironmentReady]] = {}
         self._stopped: dict[str, asyncio.Future[node_pb2.EnvironmentStopped]] = {}
         self._call_id = 0
@@ -145,9 +147,10 @@ class Scheduler:
         """Done when the environment was reported stopped."""
         return self._stopped.setdefault(environment_id, asyncio.get_running_loop().create_future())
 
-    def order_start(self, start: node_pb2.StartEnvironment, *, epoch: int = 0) -> None:
+    def order_start(self, start: node_pb2.StartEnvironment) -> None:
         """Order an environment."""
-        self.writer.send(node_pb2.NodeOrder(start_environment=start, owner_epoch=epoch))
+        order = node_pb2.NodeOrder(start_environment=start, partition=self.partition, owner_epoch=self.epoch)
+        self.writer.send(order)
 
     async def start(self, start: node_pb2.StartEnvironment) -> str:
         """Order an environment and wait until it is ready."""
@@ -161,7 +164,8 @@ class Scheduler:
     async def stop(self, environment_id: str, *, drain: bool = False) -> node_pb2.EnvironmentStopped:
         """Order the end of an environment and wait for it."""
         stop = node_pb2.StopEnvironment(environment_id=environment_id, reason="idle", drain=drain)
-        self.writer.send(node_pb2.NodeOrder(stop_environment=stop))
+        order = node_pb2.NodeOrder(stop_environment=stop, partition=self.partition, owner_epoch=self.epoch)
+        self.writer.send(order)
         async with asyncio.timeout(WAIT_S):
             return await self.stopped(environment_id)
 
@@ -171,8 +175,6 @@ class Scheduler:
         call_id = self._call_id
         self.answers[call_id] = Answer()
         payload = event if isinstance(event, bytes) else json.dumps(event).encode()
-        epoch = fields.pop("epoch", 0)
-        assert isinstance(epoch, int)
         opening = node_pb2.InvokeOpen(
             environment_id=environment_id,
             request_id=str(uuid.uuid4()),
@@ -181,7 +183,8 @@ class Scheduler:
             complete=len(payload) <= MAX_PIECE_BYTES,
         )
         opening.MergeFrom(node_pb2.InvokeOpen(**fields))  # type: ignore[arg-type] # the tests' own keywords
-        self.writer.send(node_pb2.NodeOrder(call_id=call_id, open=opening, owner_epoch=epoch))
+        order = node_pb2.NodeOrder(call_id=call_id, open=opening, partition=self.partition, owner_epoch=self.epoch)
+        self.writer.send(order)
         rest = payload[MAX_PIECE_BYTES:]
         if rest:
             assert len(rest) <= INITIAL_CREDIT_BYTES, "the harness sends no more than the first credit"

@@ -27,6 +27,7 @@ class Sink:
         self.arrived = asyncio.Event()
 
     def offer(self, batch: Batch) -> bool:
+        """Take a batch, or refuse it."""
         if self.full:
             return False
         self.batches.append(log_pb2.LogBatch.FromString(batch.payload))
@@ -35,6 +36,7 @@ class Sink:
         return True
 
     def messages(self) -> list[str]:
+        """All lines so far."""
         return [event.message for batch in self.batches for event in batch.events]
 
 

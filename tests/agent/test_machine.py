@@ -88,12 +88,16 @@ def test_cold_and_warm_invocation_have_the_lines_of_the_contract() -> None:
     assert lines(actions) == [
         "START RequestId: id-1 Version: $LATEST",
         "END RequestId: id-1",
-        "REPORT RequestId: id-1\tDuration: 3.01 ms\tBilled Duration: 114 ms\tMemory Size: 128 MB\t"
-        "Max Memory Used: 36 MB\tInit Duration: 110.10 ms\t",
+        (
+            "REPORT RequestId: id-1\tDuration: 3.01 ms\tBilled Duration: 114 ms\tMemory Size: 128 MB\t"
+            "Max Memory Used: 36 MB\tInit Duration: 110.10 ms\t"
+        ),
         "START RequestId: id-2 Version: $LATEST",
         "END RequestId: id-2",
-        "REPORT RequestId: id-2\tDuration: 0.50 ms\tBilled Duration: 1 ms\tMemory Size: 128 MB\t"
-        "Max Memory Used: 36 MB\t",
+        (
+            "REPORT RequestId: id-2\tDuration: 0.50 ms\tBilled Duration: 1 ms\tMemory Size: 128 MB\t"
+            "Max Memory Used: 36 MB\t"
+        ),
     ]
     assert [answer.figures.cold_start for answer in answers(actions)] == [True, False]
     assert [type(action) for action in actions].count(LimitCpu) == 1
@@ -113,8 +117,10 @@ def test_timeout_answers_after_the_kill_and_restarts_the_runtime() -> None:
     assert lines(actions) == [
         f"{WALL} id-1 Task timed out after 1.00 seconds\n",
         "END RequestId: id-1",
-        "REPORT RequestId: id-1\tDuration: 1000.00 ms\tBilled Duration: 1111 ms\tMemory Size: 128 MB\t"
-        "Max Memory Used: 40 MB\tInit Duration: 110.10 ms\tStatus: timeout",
+        (
+            "REPORT RequestId: id-1\tDuration: 1000.00 ms\tBilled Duration: 1111 ms\tMemory Size: 128 MB\t"
+            "Max Memory Used: 40 MB\tInit Duration: 110.10 ms\tStatus: timeout"
+        ),
     ]
     assert StartRuntime() in actions
     env, _ = run((2.1, RuntimeReady()), env=env)
@@ -251,10 +257,12 @@ class World:
         self.random = random.Random(self.seed)
 
     def after(self, delay: float, event: Event, *, generation: int | None = None) -> None:
+        """Let an event happen later, for one runtime only if `generation` is given."""
         self.counter += 1
         self.coming.append((self.now + delay, self.counter, generation, event))
 
     def feed(self, event: Event) -> None:
+        """Step, act, and set the alarm."""
         before = self.env
         self.env, actions = step(self.env, event, self.now)
         assert self.env.phase is before.phase or self.env.phase in MOVES[before.phase]
@@ -264,6 +272,7 @@ class World:
             self.after(max(0.0, self.env.deadline - self.now), Tick(WALL))
 
     def act(self, action: Action) -> None:
+        """Do what the shell would."""
         match action:
             case StartRuntime():
                 assert not self.alive, "two runtimes in one sandbox"
@@ -288,15 +297,18 @@ class World:
                 pass
 
     def chance(self, probability: float) -> bool:
+        """Toss a coin."""
         return self.random.random() < probability
 
     def runtime_starts(self) -> None:
+        """Decide how the init goes."""
         if self.chance(0.7):
             self.after(self.random.choice([0.01, 0.5, 9.9, 10.0, 11.0]), RuntimeReady(), generation=self.generation)
         if self.chance(0.3):
             self.after(self.random.uniform(0, 12), RuntimeFailed(EXIT_3, 1), generation=self.generation)
 
     def handler_runs(self) -> None:
+        """Decide how the invocation goes."""
         if self.chance(0.7):
             self.after(self.random.choice([0.0, 0.1, 1.0, 3.0]), Finished(Outcome(b"x"), 1), generation=self.generation)
         if self.chance(0.2):
@@ -315,6 +327,7 @@ class World:
         self.after(60, Stop("idle", drain=self.chance(0.5), max_memory_used_mib=1))
 
     def run(self) -> None:
+        """Let everything happen."""
         self.schedule()
         while self.coming:
             self.coming.sort(reverse=True)

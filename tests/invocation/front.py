@@ -14,6 +14,7 @@ from typing import Any
 
 import grpc.aio
 from google.protobuf.duration_pb2 import Duration
+
 from lambent.framing import FrameWriter
 from lambent.session import Session
 from lambent.v1 import (
@@ -33,10 +34,11 @@ from lambent_scheduler.core.dispatch import Dispatcher
 from lambent_scheduler.core.limits import Limits
 from lambent_scheduler.functions.names import Naming
 from lambent_scheduler.functions.table import FunctionTable
+from lambent_scheduler.invocation.node_link import NodeLink
 from lambent_scheduler.invocation.relay import Relay
 from lambent_scheduler.invocation.service import InvocationServicer
 
-TOKEN = "secret"  # noqa: S105 - of these tests
+TOKEN = "secret"
 METADATA = (("authorization", f"Bearer {TOKEN}"),)
 
 Answer = Callable[["Node", FrameWriter[node_pb2.NodeEvent], int, node_pb2.InvokeOpen], None]
@@ -134,6 +136,19 @@ def table(*names: str) -> FunctionTable:
     return functions
 
 
+class ObservedRelay(Relay):
+    """Tells when its node is attached."""
+
+    def __init__(self, **parts: Any) -> None:
+        super().__init__(**parts)
+        self.node_attached = asyncio.Event()
+
+    def attached(self, link: NodeLink, welcome: node_pb2.Welcome) -> None:
+        """Pass it on."""
+        super().attached(link, welcome)
+        self.node_attached.set()
+
+
 @dataclass
 class Front:
     """A running front door."""
@@ -160,7 +175,7 @@ async def front(
     node_server = GrpcServer(token=TOKEN, services=())
     node_pb2_grpc.add_NodeServiceServicer_to_server(node, node_server.server)
     node_port = await node_server.start("127.0.0.1:0")
-    relay = Relay(
+    relay = ObservedRelay(
         dispatcher=Dispatcher(limits or Limits(), seed=1),
         functions=table(*names),
         epoch=lambda partition: 1,
@@ -181,6 +196,8 @@ async def front(
     ticking = asyncio.create_task(relay.tick())
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=CHANNEL_OPTIONS) as channel:
         try:
+            async with asyncio.timeout(10):
+                await relay.node_attached.wait()
             yield Front(relay, channel, node_server)
         finally:
             ticking.cancel()

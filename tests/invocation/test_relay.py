@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 
+import grpc
 import grpc.aio
 import pytest
+from tests.invocation.front import METADATA, Node, echo, front, opening, silent
+
 from lambent import errors
 from lambent.framing import FrameWriter
 from lambent.rpc_errors import from_frame, from_rpc_error
+from lambent.session import Session
 from lambent.v1 import frame_pb2, invocation_pb2, node_pb2
 from lambent_scheduler.core.limits import Limits
-
-from tests.invocation.front import METADATA, Node, echo, front, opening, silent
 
 _SIX_MB = 6 * 1024 * 1024
 
@@ -146,7 +148,6 @@ async def test_more_memory_than_any_node_has_is_refused_at_once() -> None:
     """Waiting would not help, so nobody waits."""
     async with asyncio.timeout(20), front(Node(echo), "f", memory_mib=64) as door:
         session = door.session()
-        await _until_attached(door)
         _, end = await session.invoke(opening("f"), b"")
         error = from_frame(end.service_error)
         assert isinstance(error, errors.NoCapacityError)
@@ -240,10 +241,11 @@ async def test_a_session_without_the_token_is_refused() -> None:
     """The front door is locked on every method."""
     async with asyncio.timeout(20), front(Node(echo), "f") as door:
         stream = door.stub.Session()
-        with pytest.raises(grpc.aio.AioRpcError) as raised:
-            await stream.wait_for_connection()
-            await stream.read()
-        assert isinstance(from_rpc_error(raised.value), errors.UnauthenticatedError)
+        assert await stream.code() is grpc.StatusCode.UNAUTHENTICATED
+        session = Session(door.stub, ())
+        with pytest.raises(errors.UnauthenticatedError):
+            await session.invoke(opening("f"), b"")
+        await session.close()
 
 
 async def _until(node: Node, fact: object) -> None:
@@ -252,9 +254,3 @@ async def _until(node: Node, fact: object) -> None:
     while not fact():
         node.changed.clear()
         await node.changed.wait()
-
-
-async def _until_attached(door: object) -> None:
-    relay = door.relay  # type: ignore[attr-defined]
-    while not all(link.attached for link in relay.links.values()):
-        await asyncio.sleep(0)

@@ -6,13 +6,13 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
+from tests.etcd_server import EtcdServer, etcd_server
+
 from lambent.errors import StaleEpochError
 from lambent.v1 import record_pb2
 from lambent_common import keys
 from lambent_common.etcd import EtcdClient
 from lambent_scheduler.ownership import Ownership
-
-from tests.etcd_server import EtcdServer, etcd_server
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ It keeps functions in memory and knows nothing of etcd, nodes or sandboxes: what
 protocol and its errors.
 """
 
-# ruff: noqa: N802, D102, ARG002 - methods and arguments are the generated classes'
+# ruff: noqa: N802 - methods and arguments are the generated classes'
 
 from __future__ import annotations
 

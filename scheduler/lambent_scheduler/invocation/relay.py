@@ -7,6 +7,7 @@ dictionary operations and one appended frame in each direction.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import os
 import random
@@ -94,6 +95,7 @@ class Relay:
         self._records: dict[str, record_pb2.NodeRecord] = {}
         self._link_tasks: dict[str, asyncio.Task[None]] = {}
         self._draining = False
+        self._call_ended = asyncio.Event()
         functions.on_change(self._function_changed)
 
     # ---- calls
@@ -218,6 +220,7 @@ class Relay:
         ended = call.call
         assert ended is not None
         self._count(ended, end)
+        self._call_ended.set()
         if (environment := ended.environment) is None:
             return
         now = time.monotonic()
@@ -313,9 +316,11 @@ class Relay:
     async def stop(self, grace_s: float) -> None:
         """Refuse new calls, wait up to `grace_s` seconds for those in flight, then leave the nodes."""
         self._draining = True
-        deadline = time.monotonic() + grace_s
-        while any(link.calls for link in self.links.values()) and time.monotonic() < deadline:
-            await asyncio.sleep(_TICK_S)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                while any(link.calls for link in self.links.values()):
+                    self._call_ended.clear()
+                    await self._call_ended.wait()
         tasks = list(self._link_tasks.values())
         for task in tasks:
             task.cancel()

@@ -1,0 +1,187 @@
+"""The node as the cluster sees it: registration, several schedulers, fencing, capacity, and losing its stores."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from tests.agent.harness import RUNTIME, Scheduler, World
+
+from lambent.v1 import record_pb2
+from lambent_common import keys, records
+from lambent_common.etcd import Changes, Put, Snapshot
+from lambent_node_agent.registration import is_worth_telling
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+ECHO = "def handler(event, context): return event"
+
+
+async def test_the_node_is_in_etcd_and_comes_back_after_its_lease_was_lost(agent: World) -> None:
+    """A network that was away for longer than the lease must not cost the node for good."""
+    async with await agent.connect_etcd() as etcd:
+        found = await etcd.get(keys.node("node-1"))
+        assert found is not None
+        record = records.decode(found.value, record_pb2.NodeRecord)
+        assert record.address == agent.address
+        assert dict(record.capacity)["memory_mib"] == 4096
+        assert RUNTIME in record.runtimes
+        async with asyncio.timeout(20):
+            revoked = False
+            async for batch in etcd.watch(keys.NODES):
+                if isinstance(batch, Snapshot) and not revoked:
+                    await etcd.revoke_lease(found.lease_id)
+                    revoked = True
+                elif isinstance(batch, Changes) and any(isinstance(event, Put) for event in batch.events):
+                    break
+
+
+async def test_environments_of_a_lost_scheduler_are_offered_to_the_next(agent: World) -> None:
+    """A scheduler that restarts adopts what is warm; calls of the lost one finish and answer to nobody."""
+    source = "import time\nn = 0\ndef handler(event, context):\n    global n; n += 1; time.sleep(event); return n\n"
+    function = await agent.function(source, environment_variables={"SECRET": "s"})
+    async with agent.scheduler("first") as first:
+        environment = await first.start(function)
+        assert (await first.invoke(environment, 0)).json() == 1
+        first.open(environment, 0.7)
+        await agent.logged(function, "START")
+    async with agent.scheduler("second") as second:
+        (held,) = second.welcome.environments
+        assert held.start.environment_id == environment
+        assert held.start.revision_id == function.revision_id
+        assert not held.start.environment_variables, "variables may be secrets and are of no use to the adopter"
+        if held.busy:
+            async with asyncio.timeout(10):
+                await second.ready(environment)
+        assert (await second.invoke(environment, 0)).json() == 3
+        assert (await second.stop(environment)).reason == "idle"
+
+
+async def test_a_second_stream_of_the_same_scheduler_takes_over(agent: World) -> None:
+    """A stream may hang half dead for seconds after its scheduler has made a new one."""
+    function = await agent.function(ECHO)
+    async with agent.scheduler("same") as old:
+        environment = await old.start(function)
+        async with agent.scheduler("same") as new:
+            assert [held.start.environment_id for held in new.welcome.environments] == [environment]
+            assert (await new.invoke(environment, 1)).json() == 1
+            await new.stop(environment)
+
+
+async def test_orders_of_an_older_epoch_are_refused(agent: World, scheduler: Scheduler) -> None:
+    """A scheduler that lost its partition and does not know it must not disturb the new owner."""
+    scheduler.partition = 200
+    function = await agent.function(ECHO)
+    scheduler.epoch = 7
+    environment = await scheduler.start(function)
+    scheduler.epoch = 6
+    stale = await scheduler.invoke(environment, 1)
+    assert stale.end is not None
+    assert stale.end.service_error.reason == "StaleEpochException"
+    assert not stale.end.service_error.dispatched
+    other = await agent.function(ECHO)
+    scheduler.order_start(other)
+    async with asyncio.timeout(20):
+        assert (await scheduler.stopped(other.environment_id)).reason == "stale_epoch"
+    scheduler.partition = 201
+    await scheduler.stop(await scheduler.start(await agent.function(ECHO)))
+    scheduler.partition, scheduler.epoch = 200, 8
+    assert (await scheduler.invoke(environment, 1)).json() == 1
+    await scheduler.stop(environment)
+
+
+async def test_what_does_not_fit_is_refused_with_the_numbers(agent: World, scheduler: Scheduler) -> None:
+    """The agent is the authority on its capacity; a refusal lets the scheduler try another node."""
+    large = await agent.function(ECHO, memory_mib=3000)
+    environment = await scheduler.start(large)
+    small = await agent.function(ECHO, memory_mib=2000)
+    scheduler.order_start(small)
+    async with asyncio.timeout(20):
+        stopped = await scheduler.stopped(small.environment_id)
+    assert (stopped.reason, stopped.refused) == ("capacity", True)
+    assert stopped.message == "the node has 1096 memory_mib of 4096 left, and 2000 are needed"
+    await scheduler.stop(environment)
+    small.environment_id += "-again"
+    await scheduler.stop(await scheduler.start(small))
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"runtime": "cobol1.0"}, "runtime"),
+        ({"code_sha256": "0" * 64}, "code"),
+        ({"memory_mib": 50_000}, "sandbox"),
+    ],
+)
+async def test_an_environment_that_cannot_be_made_says_why(
+    agent: World, scheduler: Scheduler, fields: dict[str, object], reason: str
+) -> None:
+    """The waiting caller gets this sentence."""
+    function = await agent.function(ECHO)
+    for name, value in fields.items():
+        setattr(function, name, value)
+    scheduler.order_start(function)
+    async with asyncio.timeout(20):
+        stopped = await scheduler.stopped(function.environment_id)
+    assert stopped.reason == reason
+    assert stopped.message
+    assert not stopped.refused
+
+
+async def test_a_stop_without_drain_fails_the_invocation(agent: World, scheduler: Scheduler) -> None:
+    """The caller is answered, not left waiting."""
+    function = await agent.function("import time\ndef handler(event, context):\n    print('on')\n    time.sleep(60)\n")
+    environment = await scheduler.start(function)
+    call_id = scheduler.open(environment)
+    await agent.logged(function, "on")
+    await scheduler.stop(environment)
+    answer = await scheduler.answer(call_id)
+    assert answer.end is not None
+    assert answer.end.service_error.reason == "ServiceUnavailableException"
+    assert answer.end.service_error.dispatched
+
+
+async def test_nats_away_does_not_hold_up_invocations(agent: World, scheduler: Scheduler) -> None:
+    """Logs wait or are lost; answers are not."""
+    function = await agent.function("def handler(event, context):\n    print('line', event)\n    return event\n")
+    environment = await scheduler.start(function)
+    await scheduler.invoke(environment, 0)
+    await agent.nats.kill()
+    try:
+        async with asyncio.timeout(10):
+            for number in range(200):
+                assert (await scheduler.invoke(environment, number)).json() == number
+    finally:
+        await agent.nats.start()
+    lines = await agent.logged(function, "line 199")
+    assert "line 0" in lines
+    await scheduler.stop(environment)
+
+
+@pytest.mark.parametrize(
+    ("told", "now", "age_s", "expected"),
+    [(0, 99, 1.0, False), (0, 100, 1.0, True), (200, 100, 1.0, True), (0, 0, 10.0, True), (0, 0, 9.0, False)],
+)
+async def test_health_is_told_on_a_tenth_or_after_ten_seconds(
+    told: int, now: int, age_s: float, expected: bool
+) -> None:
+    """Etcd's budget: never a write for an invocation."""
+    capacity = {"memory_mib": 1000}
+    assert is_worth_telling({"memory_mib": told}, {"memory_mib": now}, capacity, age_s=age_s) is expected
+
+
+async def test_the_agent_says_that_it_needs_root(tmp_path: Path) -> None:
+    """A clear line instead of a failed system call."""
+    program = "import os; os.setuid(65534)\nfrom lambent_node_agent.command import agent; agent()"
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", program, "--etcd", "http://127.0.0.1:1", "--nats", "nats://127.0.0.1:1"),
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+    )
+    async with asyncio.timeout(20):
+        _, stderr = await process.communicate()
+    assert process.returncode == 1
+    assert b"run it as root" in stderr
