@@ -65,7 +65,7 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
             await asyncio.wait((reading, writing))
         for half in (reading, writing):
             if not half.cancelled() and (error := half.exception()) is not None:
-                log.warning("stream_failed", scheduler_id=attachment.scheduler_id, error=repr(error))
+                log.error("stream_failed", scheduler_id=attachment.scheduler_id, exc_info=error)
 
     async def _read(self, first: node_pb2.AttachRequest, attachment: Attachment, context: Context) -> None:
         request: object = first
@@ -104,7 +104,7 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
 
     def _payload(self, order: node_pb2.NodeOrder, attachment: Attachment) -> None:
         call = attachment.calls.get(order.call_id)
-        if call is None or call.ended:
+        if call is None or call.ended or call.complete:
             return
         try:
             if order.HasField("data"):
@@ -113,8 +113,7 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
                 call.payload_end(order.end.payload)
                 self._advance(call, attachment)
         except ServiceError as error:
-            if not call.complete:
-                call.fail(error)
+            call.fail(error)
 
     def _advance(self, call: Call, attachment: Attachment) -> None:
         """Run a call once its payload is complete."""
@@ -123,6 +122,8 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
             raise UnavailableError(f"the node has no environment {call.opening.environment_id}")
         if call.complete:
             environment.invoke(call)
+        else:
+            environment.expect(call)
 
     def _cancel(self, order: node_pb2.NodeOrder, attachment: Attachment) -> None:
         call = attachment.calls.get(order.call_id)

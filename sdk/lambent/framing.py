@@ -175,9 +175,14 @@ class FrameWriter(Generic[FrameT]):
     async def run(self) -> None:
         """Send batches until closed or the stream fails; the stream's own exception goes up."""
         loop = asyncio.get_running_loop()
+        crowded = False
         while True:
+            if crowded:
+                # Under load, let everything that is ready now append its frames first: one turn of the loop, no timer.
+                await asyncio.sleep(0)
             batch = self._take_batch()
             if batch:
+                crowded = len(batch) > 1
                 await self._write(batch)
                 continue
             if self._closing:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import platform
-import ssl
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +12,7 @@ from lambent_common import credentials
 from .child import ChildSpec
 from .data_directory import write_atomically
 from .ports import LOOPBACK, free_port
+from .probes import etcd_serves, nats_serves
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
 
     from .child import Ready
     from .data_directory import DataDirectory
-
-PROBE_TIMEOUT_S = 2.0
 
 # etcd's own suggestion for the largest is 8 GiB; the design's write budgets keep 100,000 functions below one.
 ETCD_QUOTA_BYTES = 4 << 30
@@ -102,7 +99,7 @@ def etcd_store(directory: DataDirectory, program: Path, environment: Mapping[str
         own["ETCD_UNSUPPORTED_ARCH"] = "arm64"  # etcd 3.4 starts there only when told so
 
     async def probe() -> bool:
-        return await _etcd_serves(client_port, directory.credentials)
+        return await etcd_serves(client_port, directory.credentials)
 
     return Store(client_url, ChildSpec("etcd", _always(command), own, directory.log("etcd"), probe))
 
@@ -125,7 +122,7 @@ def nats_store(
     write_atomically(configuration, content.encode())
 
     async def probe() -> bool:
-        return await _nats_serves(port, user, password)
+        return await nats_serves(port, user, password)
 
     command = (str(program), "--config", str(configuration))
     spec = ChildSpec("nats-server", _always(command), environment, directory.log("nats-server"), probe)
@@ -135,34 +132,3 @@ def nats_store(
 def _always(command: tuple[str, ...]) -> Callable[[Ready | None], tuple[str, ...]]:
     """The same command at every start."""
     return lambda _announced: command
-
-
-async def _etcd_serves(port: int, directory: Path) -> bool:
-    """Ask etcd's /health as the daemons would: with the client certificate; it is true once there is a leader."""
-    context = ssl.create_default_context(cafile=directory / credentials.ETCD_CA_FILE)
-    context.load_cert_chain(directory / credentials.ETCD_CERTIFICATE_FILE, directory / credentials.ETCD_KEY_FILE)
-    request = f"GET /health HTTP/1.0\r\nHost: {LOOPBACK}\r\n\r\n"
-    return await _exchange(port, request.encode(), b'"health":"true"', context)
-
-
-async def _nats_serves(port: int, user: str, password: str) -> bool:
-    """Log in as the daemons would; nats-server listens once JetStream has read its store."""
-    options = {"user": user, "pass": password, "verbose": False, "pedantic": False, "lang": "python", "version": "0"}
-    return await _exchange(port, f"CONNECT {json.dumps(options)}\r\nPING\r\n".encode(), b"PONG", None)
-
-
-async def _exchange(port: int, request: bytes, wanted: bytes, context: ssl.SSLContext | None) -> bool:
-    """Send a request and read until the wanted words come; False when they do not, or nobody listens."""
-    try:
-        async with asyncio.timeout(PROBE_TIMEOUT_S):
-            reader, writer = await asyncio.open_connection(LOOPBACK, port, ssl=context)
-            try:
-                writer.write(request)
-                seen = b""
-                while wanted not in seen and (piece := await reader.read(4096)):
-                    seen += piece
-                return wanted in seen
-            finally:
-                writer.close()
-    except (OSError, TimeoutError):
-        return False

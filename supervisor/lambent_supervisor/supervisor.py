@@ -14,6 +14,7 @@ from .child import Child
 from .credentials import prepare_credentials
 from .daemons import SchedulerOptions, Stores, agent_spec, scheduler_spec
 from .data_directory import Address
+from .defragmentation import keep_defragmented
 from .errors import ChildFailedError
 from .stores import etcd_store, nats_store
 from .sweep import ProcessTable, sweep
@@ -114,6 +115,8 @@ class Supervisor:
                 for child in layer:
                     group.create_task(child.keep())
             group.create_task(self._keep_logs_short())
+            port = int(address.etcd.rpartition(":")[2])
+            group.create_task(keep_defragmented(port, self._directory.credentials, self.notice))
 
     async def _start(self) -> Address:
         config, directory = self._config, self._directory

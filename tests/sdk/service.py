@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import queue
 import threading
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -57,7 +58,7 @@ class Service:
         handlers: Function name to what it does; may raise FunctionError or a ServiceError.
         seen: Names of the functions called, in order.
         cancelled: Set when a client has cancelled a call.
-        streams: Names of functions whose handler's answer is split at newlines, each a piece.
+        happened: "call", "cancel" and "logs" in the order they came, for tests that block.
         drop: Set by a handler to end the session under the calls in flight.
     """
 
@@ -76,7 +77,7 @@ class Service:
     reserved: dict[str, int] = field(default_factory=dict)
     log: list[log_pb2.LogBatch] = field(default_factory=list)
     more_log: asyncio.Queue[log_pb2.LogBatch] = field(default_factory=asyncio.Queue)
-    log_readers: int = 0
+    happened: queue.SimpleQueue[str] = field(default_factory=queue.SimpleQueue)
     address: str = ""
 
 
@@ -128,10 +129,12 @@ class InvocationServicer(invocation_pb2_grpc.InvocationServiceServicer):
         elif kind == "cancel" and (task := calls[call_id].task) is not None and not task.done():
             task.cancel()
             self._service.cancelled.set()
+            self._service.happened.put("cancel")
 
     async def _run(self, call_id: int, call: Call, frames: asyncio.Queue[Any]) -> None:
         service, opening = self._service, call.opening
         service.seen.append(opening.function_name)
+        service.happened.put("call")
         service.timeouts_us.append(opening.timeout_us)
         service.in_flight += 1
         service.most_in_flight = max(service.most_in_flight, service.in_flight)
@@ -323,7 +326,7 @@ class LogServicer(log_pb2_grpc.LogServiceServicer):
         self._service = service
 
     async def TailLogs(self, request: Any, context: Any) -> AsyncIterator[log_pb2.TailLogsResponse]:
-        self._service.log_readers += 1
+        self._service.happened.put("logs")
         for batch in self._service.log:
             yield log_pb2.TailLogsResponse(batch=batch)
         while request.follow:

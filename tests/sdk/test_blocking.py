@@ -135,11 +135,11 @@ except KeyboardInterrupt:
     assert process.stdout is not None
     try:
         assert process.stdout.readline() == "go\n"
-        _wait(lambda: "forever" in service.seen)
+        assert service.happened.get(timeout=20) == "call"
         process.send_signal(signal.SIGINT)
         assert process.stdout.readline() == "interrupted\n"
-        _wait(service.cancelled.is_set)
-        _wait(lambda: service.log_readers == 1)
+        assert service.happened.get(timeout=20) == "cancel"
+        assert service.happened.get(timeout=20) == "logs"
         process.send_signal(signal.SIGINT)
         assert process.stdout.readline() == "again\n"
         assert process.wait(20) == 0
@@ -151,14 +151,3 @@ except KeyboardInterrupt:
 
 def _public(cls: type) -> set[str]:
     return {name for name in vars(cls) if not name.startswith("_")}
-
-
-def _wait(condition: object) -> None:
-    """Wait for another process's call to arrive at this one."""
-    assert callable(condition)
-    pause = threading.Event()
-    for _ in range(2000):
-        if condition():
-            return
-        pause.wait(0.01)
-    raise AssertionError("it did not happen")

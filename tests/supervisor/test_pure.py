@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from lambent_common.machine import Machine, read_machine
 from lambent_common.programs import ETCD, NATS_SERVER, Version
 from lambent_supervisor.backoff import LONGEST_DELAY_S, WELL_AFTER_S, Backoff
+from lambent_supervisor.defragmentation import is_worth_it
 from lambent_supervisor.shares import MINIMUM_NODE_MEMORY_MIB, divide
 
 
@@ -92,6 +93,15 @@ def test_limits_of_a_version_1_cgroup_count(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     assert read_machine(tmp_path) == Machine(1000, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("size_mib", "in_use_mib", "worth"),
+    [(1, 0, False), (64, 0, True), (127, 63, True), (1000, 501, False), (0, 0, False)],
+)
+def test_etcd_is_defragmented_when_half_of_much_is_free(size_mib: int, in_use_mib: int, worth: bool) -> None:
+    """It answers nothing meanwhile, so it has to be worth the pause."""
+    assert is_worth_it(size_mib << 20, in_use_mib << 20) is worth
 
 
 @pytest.mark.parametrize("text", ["3.3.27", "3.5.0", "3.5.1", "3.5.2", "2.3.8"])

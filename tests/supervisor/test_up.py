@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from lambent_supervisor.data_directory import DataDirectory
+from lambent_supervisor.probes import ask_etcd
 from lambent_supervisor.processes import ProcessId
 from tests.cluster import LAMBENT, Cluster, lambent, leftovers, running_cluster, start_cluster, stop_cluster
 
@@ -153,6 +154,15 @@ def test_etcd_refuses_who_has_no_certificate(cluster: Cluster) -> None:
         connection = context.wrap_socket(plain, server_hostname="localhost")
         with connection, pytest.raises((ssl.SSLError, ConnectionError)):
             connection.recv(1)  # with TLS 1.3 the client learns of the refusal when it reads
+
+
+async def test_etcd_tells_its_size_and_can_be_defragmented(cluster: Cluster) -> None:
+    """Over the same gateway and with the same certificate as the supervisor's upkeep."""
+    port, credentials = etcd_address(cluster)[1], cluster.data_dir / "credentials"
+    status = await ask_etcd(port, credentials, "POST", "/v3/maintenance/status", timeout_s=TIMEOUT_S)
+    assert status is not None
+    assert int(str(status["dbSize"])) >= int(str(status["dbSizeInUse"])) > 0
+    assert await ask_etcd(port, credentials, "POST", "/v3/maintenance/defragment", timeout_s=TIMEOUT_S) is not None
 
 
 def test_nats_refuses_who_has_no_password(cluster: Cluster) -> None:

@@ -71,7 +71,8 @@ class Call:
         self._on_room: Callable[[], None] | None = None
 
     def abandon(self) -> None:
-        """The scheduler is gone: nothing is sent any more, and nothing waits for credit."""
+        """The scheduler is gone: nothing is sent any more, nothing waits for credit, a payload stays incomplete."""
+        self.ended = self.ended or not self.complete
         if self._answer is not None:
             self._answer.abandon()
         self._stream = self._answer = None

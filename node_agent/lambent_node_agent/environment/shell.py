@@ -83,6 +83,7 @@ class EnvironmentShell:
         self.environment_id = start.environment_id
         self.ordered_at = time.monotonic()
         self.call: Call | None = None
+        self._expected: Call | None = None
         self._owner = owner
         self._log = environment_log
         self._timeout_s = start.timeout_us / 1e6
@@ -115,11 +116,25 @@ class EnvironmentShell:
         """Make the sandbox and start the first runtime."""
         self._starting = self._owner.spawn(self._start(), self)
 
+    def expect(self, call: Call) -> None:
+        """Keep the environment for a call whose payload is on its way; one at a time bounds what payloads take.
+
+        Raises:
+            UnavailableError: It serves or expects another call.
+        """
+        if self.call is not None or (self._expected is not None and not self._expected.ended):
+            raise UnavailableError(f"the environment {self.environment_id} serves another invocation")
+        self._expected = call
+
     def invoke(self, call: Call) -> None:
-        """Run an invocation whose payload is complete, or refuse it."""
-        if self.call is not None:
-            call.fail(UnavailableError("the environment serves another invocation"))
-            return
+        """Run an invocation whose payload is complete.
+
+        Raises:
+            UnavailableError: It serves or expects another call.
+        """
+        if call is not self._expected:
+            self.expect(call)
+        self._expected = None
         timeout_s = self._timeout_s
         if call.opening.timeout_us:
             timeout_s = min(timeout_s, call.opening.timeout_us / 1e6)

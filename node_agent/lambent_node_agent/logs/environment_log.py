@@ -174,13 +174,13 @@ class EnvironmentLog:
         if dropped_events:
             first_ns = lines[0][0]
             lines = [(first_ns, _dropped_line(first_ns, dropped_events, dropped_bytes)), *lines]
-        events = [
-            log_pb2.LogEvent(
-                event_time=Timestamp(seconds=now_ns // 1_000_000_000, nanos=now_ns % 1_000_000_000),
-                message=_text(line),
-            )
-            for now_ns, line in lines
-        ]
+        events: list[log_pb2.LogEvent] = []
+        stamp, stamp_ms = Timestamp(), -1
+        for now_ns, line in lines:
+            if now_ns // 1_000_000 != stamp_ms:  # CloudWatch counts in milliseconds; most lines share one
+                stamp_ms = now_ns // 1_000_000
+                stamp = Timestamp(seconds=now_ns // 1_000_000_000, nanos=now_ns % 1_000_000_000)
+            events.append(log_pb2.LogEvent(event_time=stamp, message=_text(line)))
         return log_pb2.LogBatch(
             log_stream=self.stream_name,
             node_id=self._node_id,
