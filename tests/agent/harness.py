@@ -182,6 +182,8 @@ class Scheduler:
             payload=payload[:MAX_PIECE_BYTES],
             complete=len(payload) <= MAX_PIECE_BYTES,
         )
+        if "complete" in fields:
+            opening.complete = bool(fields.pop("complete"))
         opening.MergeFrom(node_pb2.InvokeOpen(**fields))  # type: ignore[arg-type] # the tests' own keywords
         order = node_pb2.NodeOrder(call_id=call_id, open=opening, partition=self.partition, owner_epoch=self.epoch)
         self.writer.send(order)

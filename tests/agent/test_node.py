@@ -189,8 +189,11 @@ async def test_the_agent_says_that_it_needs_root(tmp_path: Path) -> None:
 
 async def test_an_environment_takes_one_call_at_a_time(agent: World, scheduler: Scheduler) -> None:
     """A second call is refused as not dispatched, whether the first one runs or its payload is on its way."""
-    environment = await scheduler.start(await agent.function("import time\ndef handler(event, context): time.sleep(1)\n"))
-    for first in (scheduler.open(environment, "x", complete=False), scheduler.open(environment, "x")):
+    environment = await scheduler.start(
+        await agent.function("import time\ndef handler(event, context): time.sleep(1)\n")
+    )
+    for complete in (False, True):
+        first = scheduler.open(environment, "x", complete=complete)
         second = await scheduler.invoke(environment, "y")
         assert second.end is not None
         assert second.end.service_error.reason == "ServiceUnavailableException"

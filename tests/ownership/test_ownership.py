@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
 import structlog
@@ -13,7 +13,8 @@ from tests.etcd_server import EtcdServer
 from lambent.errors import StaleEpochError
 from lambent.v1 import record_pb2
 from lambent_common import keys
-from lambent_common.etcd import Changes, Delete, EtcdClient, KeyValue, LeaseLostError, Put, Snapshot
+from lambent_common.etcd import Changes, Delete, EtcdClient, KeyValue, LeaseLostError, Put, Snapshot, TxnResult
+from lambent_common.etcd.transaction import Compare, Operation
 from lambent_scheduler.ownership import Ownership, taken_partition
 
 
@@ -96,26 +97,43 @@ async def test_a_standby_takes_over_when_the_owner_died(
             assert second.epoch(200) > 0
 
 
-async def test_of_two_standbys_one_takes_everything(
-    server: EtcdServer, client: EtcdClient, standbys: asyncio.Queue[str]
-) -> None:
-    """Two that wait for the same owner do not end with half of the functions each, waiting for each other."""
-    async with asyncio.timeout(30):
-        first = _ownership(server, client, "a")
-        await first.claim()
-        waiting = {name: _ownership(server, client, name) for name in ("b", "c")}
+async def test_of_two_that_claim_in_the_same_moment_one_takes_everything(server: EtcdServer) -> None:
+    """They do not end with half of the functions each, nor both with the same ones."""
+    barrier = asyncio.Barrier(2)
+    async with (
+        asyncio.timeout(30),
+        await _Together.connect(server.endpoints, server.credentials) as left,
+        await _Together.connect(server.endpoints, server.credentials) as right,
+    ):
+        left.barrier = right.barrier = barrier
+        waiting = {"b": _ownership(server, left, "b"), "c": _ownership(server, right, "c")}
         claims = {asyncio.create_task(one.claim(), name=name) for name, one in waiting.items()}
-        await standbys.get()
-        await standbys.get()
-        await first.close()
         done, pending = await asyncio.wait(claims, return_when=asyncio.FIRST_COMPLETED)
         assert (len(done), len(pending)) == (1, 1)
-        winner = waiting[done.pop().get_name()]
-        assert all(winner.epoch(partition) for partition in range(keys.PARTITIONS))
+        winner = waiting.pop(done.pop().get_name())
+        owners = {item.value for item in (await left.range(keys.PARTITION_OWNERS)).items}
+        assert len(owners) == 1
+        (loser,) = waiting.values()
+        with pytest.raises(StaleEpochError):
+            loser.epoch(0)
         await winner.close()
         await pending.pop()
-        for one in waiting.values():
-            await one.close()
+        assert all(loser.epoch(partition) for partition in range(keys.PARTITIONS))
+        await loser.close()
+
+
+class _Together(EtcdClient):
+    """A client whose first transaction waits until another client is about to send its own: both have read by then."""
+
+    barrier: asyncio.Barrier | None = None
+
+    async def txn(
+        self, compare: Sequence[Compare], success: Sequence[Operation], failure: Sequence[Operation] = ()
+    ) -> TxnResult:
+        barrier, self.barrier = self.barrier, None
+        if barrier is not None:
+            await barrier.wait()
+        return await super().txn(compare, success, failure)
 
 
 async def test_a_restarted_scheduler_takes_its_own_partitions_at_once(server: EtcdServer, client: EtcdClient) -> None:

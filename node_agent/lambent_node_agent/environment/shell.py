@@ -22,6 +22,7 @@ from lambent.errors import (
 )
 from lambent.v1 import frame_pb2
 from lambent_node_agent.admission import cpu_millis_of
+from lambent_node_agent.cgroups import CgroupError
 from lambent_node_agent.environment import failures, model
 from lambent_node_agent.environment.machine import step
 from lambent_node_agent.environment.runtime_link import RuntimeLink
@@ -417,7 +418,13 @@ class EnvironmentShell:
             self._link.drain_log()
 
     def _peak_memory_mib(self) -> int:
-        return self._sandbox.peak_memory_mib() if self._sandbox is not None else 0
+        if self._sandbox is None:
+            return 0
+        try:
+            return self._sandbox.peak_memory_mib()
+        except CgroupError as error:
+            log.warning("peak_memory_unknown", environment_id=self.environment_id, error=str(error))
+            return 0
 
 
 def _service_error(outcome: model.Outcome) -> frame_pb2.ServiceError:
