@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
 
 from tests.cluster import Cluster, running_cluster
+
+# A shell that runs the tests in the background has them start with SIGINT ignored, which every process started here
+# would inherit; tests that press Ctrl-C need it as at a terminal.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

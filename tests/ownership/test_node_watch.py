@@ -50,7 +50,7 @@ def _read(item: KeyValue) -> record_pb2.NodeRecord:
 
 @given(st.lists(_batches, max_size=8))
 def test_who_follows_the_events_knows_what_etcd_holds(batches: list[Snapshot | Changes]) -> None:
-    """In whatever batches it comes, a listener knows the nodes that etcd holds, and no life of one runs into another."""
+    """In whatever batches it comes, a listener knows the nodes that etcd holds; no life of one runs into another."""
     nodes: dict[str, record_pb2.NodeRecord] = {}
     truth: dict[str, record_pb2.NodeRecord] = {}
     for batch in batches:

@@ -242,7 +242,8 @@ class EtcdClient:
                 failure = error
             await asyncio.sleep(_RETRY_WAIT_S)
         assert failure is not None, "the first attempt had the whole time"
-        raise EtcdUnavailableError(failure.message, dispatched=resent) from failure
+        message = f"etcd did not answer within {self._timeout_s:g} s; {failure.message}"
+        raise EtcdUnavailableError(message, dispatched=resent) from failure
 
     async def _attempt(self, member: Member, method: Any, request: Any, timeout_s: float, *, is_write: bool) -> Any:
         try:

@@ -93,7 +93,7 @@ class Members:
                     return member
                 self.leave(member)
             if loop.time() + _RETRY_WAIT_S >= deadline:
-                raise EtcdUnavailableError(await self._why_not(timeout_s))
+                raise EtcdUnavailableError(await self._why_not())
             await asyncio.sleep(_RETRY_WAIT_S)
 
     def leave(self, member: Member) -> None:
@@ -107,7 +107,7 @@ class Members:
         for member in self._members:
             await member.channel.close()
 
-    async def _why_not(self, timeout_s: float) -> str:
+    async def _why_not(self) -> str:
         targets = ", ".join(member.target for member in self._members)
         reason = await self._members[self._current].why_not()
-        return f"etcd at {targets} did not answer within {timeout_s:g} s: {reason}"
+        return f"etcd at {targets} cannot be reached: {reason}"
