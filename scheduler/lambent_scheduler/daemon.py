@@ -36,6 +36,7 @@ from lambent_scheduler.functions.activation import Activator
 from lambent_scheduler.functions.names import Naming
 from lambent_scheduler.functions.repository import FunctionRepository
 from lambent_scheduler.functions.service import FunctionServicer
+from lambent_scheduler.functions.sweep import PackageSweep
 from lambent_scheduler.functions.table import FunctionTable
 from lambent_scheduler.functions.upload import Uploads
 from lambent_scheduler.http.app import make_app
@@ -152,6 +153,7 @@ class _Scheduler:
                 ("node-watch", watch_nodes(etcd, relay)),
                 ("tick", relay.tick()),
                 ("activation", activator.run()),
+                ("package-sweep", PackageSweep(repository, packages).run()),
                 ("concurrency-counts", write_counts(etcd, dispatcher)),
             )
         ]

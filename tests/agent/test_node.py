@@ -175,7 +175,7 @@ async def test_health_is_told_on_a_tenth_or_after_ten_seconds(
 
 async def test_the_agent_says_that_it_needs_root(tmp_path: Path) -> None:
     """A clear line instead of a failed system call."""
-    program = "import os; os.setuid(65534)\nfrom lambent_node_agent.command import agent; agent()"
+    program = "import os\nfrom lambent_node_agent.command import agent\nos.setuid(65534)\nagent()"
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", program, "--etcd", "http://127.0.0.1:1", "--nats", "nats://127.0.0.1:1"),
         stderr=asyncio.subprocess.PIPE,

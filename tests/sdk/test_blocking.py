@@ -138,8 +138,8 @@ except KeyboardInterrupt:
         assert service.happened.get(timeout=20) == "call"
         process.send_signal(signal.SIGINT)
         assert process.stdout.readline() == "interrupted\n"
-        assert service.happened.get(timeout=20) == "cancel"
-        assert service.happened.get(timeout=20) == "logs"
+        # Two streams of one connection: either may be served first.
+        assert {service.happened.get(timeout=20) for _ in range(2)} == {"cancel", "logs"}
         process.send_signal(signal.SIGINT)
         assert process.stdout.readline() == "again\n"
         assert process.wait(20) == 0
