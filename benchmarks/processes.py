@@ -27,8 +27,12 @@ def cpu_seconds(pids: list[int]) -> float:
 
 
 def pss_mib(pid: int) -> float:
-    """Give the proportional set size of one process: shared pages are divided among their users."""
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+    """Give the proportional set size of one process: shared pages are divided among their users. 0 once it has ended."""
+    try:
+        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    for line in rollup.splitlines():
         if line.startswith("Pss:"):
             return int(line.split()[1]) / 1024
     raise ValueError(f"no Pss line for process {pid}")
