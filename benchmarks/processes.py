@@ -27,7 +27,7 @@ def cpu_seconds(pids: list[int]) -> float:
 
 
 def pss_mib(pid: int) -> float:
-    """Give the proportional set size of one process: shared pages are divided among their users. 0 once it has ended."""
+    """Give the proportional set size of a process: shared pages are divided among their users. 0 once it has ended."""
     try:
         rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
     except (FileNotFoundError, ProcessLookupError):
