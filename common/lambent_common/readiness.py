@@ -6,16 +6,14 @@ import json
 import os
 
 
-def announce_ready(ready_fd: int | None, *, grpc: str, http: str | None = None) -> None:
+def announce_ready(ready_fd: int | None, **addresses: str) -> None:
     """Write one JSON line to the descriptor and close it; with None, do nothing.
 
     Args:
         ready_fd: Descriptor that the parent reads.
-        grpc: host:port of the gRPC server.
-        http: URL of the HTTP server.
+        addresses: Where the daemon serves, by kind: `grpc` and `node` as host:port, `http` as a URL.
     """
     if ready_fd is None:
         return
-    line = json.dumps({"grpc": grpc, "http": http}) + "\n"
     with os.fdopen(ready_fd, "w") as stream:
-        stream.write(line)
+        stream.write(json.dumps(addresses) + "\n")

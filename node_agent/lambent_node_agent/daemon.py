@@ -14,10 +14,10 @@ import structlog
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from lambent.errors import UnavailableError
-from lambent.v1 import node_pb2_grpc, record_pb2
+from lambent.v1 import node_pb2, record_pb2
 from lambent_common.etcd import EtcdClient
-from lambent_common.grpc_server import GrpcServer
 from lambent_common.log_streams import ensure_log_streams
+from lambent_common.message_stream import MessageServer
 from lambent_common.nats import connect_nats
 from lambent_common.packages import PackageStore
 from lambent_common.readiness import announce_ready
@@ -28,7 +28,7 @@ from lambent_node_agent.logs.publisher import LogPublisher
 from lambent_node_agent.node import Node
 from lambent_node_agent.registration import Registration
 from lambent_node_agent.sandbox import SandboxConfig, SandboxError, SandboxHost
-from lambent_node_agent.service import NodeServicer
+from lambent_node_agent.service import NodeService
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,11 +37,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-_SERVICES: Final = ("lambent.v1.NodeService",)
 _REGISTRATION_TIMEOUT_S: Final = 15.0
 # What functions logged last goes out before the agent does, if NATS takes it.
 _LAST_LOGS_TIMEOUT_S: Final = 2.0
-_STREAMS_GRACE_S: Final = 0.5
 
 
 async def serve(config: AgentConfig, ready_fd: int | None) -> None:
@@ -118,15 +116,18 @@ class _Agent:
             budget=IngestBudget(),
             tasks=tasks,
         )
-        self._server = GrpcServer(token=config.credentials.token, services=_SERVICES)
-        node_pb2_grpc.add_NodeServiceServicer_to_server(NodeServicer(self._node), self._server.server)
+        service = NodeService(self._node, config.credentials.token)
+        self._server = MessageServer(node_pb2.OrderBatch.FromString, service.serve)
 
     async def run(self, etcd: EtcdClient, stopping: asyncio.Event, ready_fd: int | None) -> None:
         """Serve until `stopping` is set, then end everything in order."""
         config = self._config
         publishing = self._tasks.create_task(self._publisher.run())
         telling = self._tasks.create_task(self._node.run())
-        port = await self._server.start(config.listen)
+        try:
+            port = await self._server.start(config.listen)
+        except OSError as error:
+            raise UnavailableError(f"cannot listen on {config.listen}: {error}") from error
         address = config.address(port)
         capacity = self._capacity.as_map()
         registration = Registration(
@@ -143,8 +144,8 @@ class _Agent:
                 await registration.wait_until_registered()
         except TimeoutError as error:
             raise UnavailableError(f"etcd took no record of the node within {_REGISTRATION_TIMEOUT_S:g} s") from error
-        announce_ready(ready_fd, grpc=address)
-        log.info("ready", node_id=config.node_id, grpc=address, runtimes=self._sandboxes.runtimes, **capacity)
+        announce_ready(ready_fd, node=address)
+        log.info("ready", node_id=config.node_id, address=address, runtimes=self._sandboxes.runtimes, **capacity)
         await stopping.wait()
 
         log.info("stopping", node_id=config.node_id, environments=len(self._node.environments))
@@ -152,7 +153,7 @@ class _Agent:
         await self._node.shut_down(config.drain_s)
         registering.cancel()
         await asyncio.wait((registering,))
-        await self._server.stop(_STREAMS_GRACE_S)
+        await self._server.stop()
         telling.cancel()
         try:
             async with asyncio.timeout(_LAST_LOGS_TIMEOUT_S):

@@ -1,61 +1,70 @@
-"""NodeService: what schedulers call."""
+"""What schedulers attach to: takes their orders and tells them what happens on the node."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+import hmac
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from lambent.errors import CancelledError, InvalidParameterError, ServiceError, StaleEpochError, UnavailableError
-from lambent.v1 import node_pb2, node_pb2_grpc
+from lambent.errors import (
+    CancelledError,
+    InvalidParameterError,
+    ServiceError,
+    StaleEpochError,
+    UnauthenticatedError,
+    UnavailableError,
+)
+from lambent.rpc_errors import to_frame
+from lambent.v1 import node_pb2
+from lambent_common.message_stream import MessageStream, MessageStreamError
 from lambent_node_agent.attachment import Attachment
 from lambent_node_agent.environment.call import Call
 from lambent_node_agent.epochs import EpochFence
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    import grpc.aio
-
     from lambent_node_agent.node import Node
 
-    Context = grpc.aio.ServicerContext[node_pb2.AttachRequest, node_pb2.AttachResponse]
+Stream = MessageStream[node_pb2.EventBatch, node_pb2.OrderBatch]
 
 log = structlog.get_logger(__name__)
 
+_HELLO_TIMEOUT_S: Final = 5.0
 
-class NodeServicer(node_pb2_grpc.NodeServiceServicer):
+
+class NodeService:
     """Turns orders into calls of the node, and the node's events into batches.
 
     Args:
         node: Whoever carries the orders out.
+        token: What a scheduler must know; empty when the cluster asks for none.
     """
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, token: str) -> None:
         self._node = node
+        self._token = token.encode()
         self._fence = EpochFence()
 
-    # The stubs know only generators; grpc.aio serves a coroutine that reads and writes the context as well.
-    async def Attach(  # type: ignore[override]  # noqa: N802 - see above; the name is the proto's
-        self,
-        request_iterator: AsyncIterator[node_pb2.AttachRequest],  # noqa: ARG002 - read through the context instead
-        context: Context,
-    ) -> None:
-        """Serve one scheduler until its stream ends."""
-        first = await context.read()
-        if not isinstance(first, node_pb2.AttachRequest):
+    async def serve(self, stream: Stream) -> None:
+        """Serve one scheduler until its connection ends."""
+        try:
+            first = await self._hello(stream)
+        except (MessageStreamError, TimeoutError) as error:
+            log.warning("no_hello", error=str(error))
             return
-        if not first.orders or not first.orders[0].hello.scheduler_id:
-            raise InvalidParameterError("the first order on a stream is Hello, with the scheduler's id")
+        except ServiceError as error:
+            log.warning("scheduler_refused", error=error.message)
+            await stream.write(node_pb2.EventBatch(events=[node_pb2.NodeEvent(refusal=to_frame(error))]))
+            return
 
         async def write(events: list[node_pb2.NodeEvent]) -> None:
-            await context.write(node_pb2.AttachResponse(events=events))
+            await stream.write(node_pb2.EventBatch(events=events))
 
         attachment = Attachment(first.orders[0].hello.scheduler_id, write)
         self._node.attach(attachment)
         writing = asyncio.create_task(attachment.writer.run())
-        reading = asyncio.create_task(self._read(first, attachment, context))
+        reading = asyncio.create_task(self._read(first, attachment, stream))
         try:
             await asyncio.wait((reading, writing), return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -64,16 +73,29 @@ class NodeServicer(node_pb2_grpc.NodeServiceServicer):
             writing.cancel()
             await asyncio.wait((reading, writing))
         for half in (reading, writing):
-            if not half.cancelled() and (error := half.exception()) is not None:
-                log.error("stream_failed", scheduler_id=attachment.scheduler_id, exc_info=error)
+            if half.cancelled() or (failure := half.exception()) is None:
+                continue
+            unexpected = None if isinstance(failure, MessageStreamError) else failure
+            log.warning("scheduler_lost", scheduler_id=attachment.scheduler_id, error=str(failure), exc_info=unexpected)
 
-    async def _read(self, first: node_pb2.AttachRequest, attachment: Attachment, context: Context) -> None:
-        request: object = first
-        while isinstance(request, node_pb2.AttachRequest) and not attachment.lost:
-            for order in request.orders:
+    async def _hello(self, stream: Stream) -> node_pb2.OrderBatch:
+        async with asyncio.timeout(_HELLO_TIMEOUT_S):
+            first = await stream.read()
+        if first is None:
+            raise MessageStreamError("the peer closed the connection before it said Hello")
+        if not first.orders or not first.orders[0].hello.scheduler_id:
+            raise InvalidParameterError("the first order on a stream is Hello, with the scheduler's id")
+        if not hmac.compare_digest(first.orders[0].hello.token.encode(), self._token):
+            raise UnauthenticatedError("the scheduler's token is not this cluster's")
+        return first
+
+    async def _read(self, first: node_pb2.OrderBatch, attachment: Attachment, stream: Stream) -> None:
+        batch: node_pb2.OrderBatch | None = first
+        while batch is not None and not attachment.lost:
+            for order in batch.orders:
                 self._receive(order, attachment)
             await attachment.writer.wait_writable()
-            request = await context.read()
+            batch = await stream.read()
 
     def _receive(self, order: node_pb2.NodeOrder, attachment: Attachment) -> None:
         kind = order.WhichOneof("order")

@@ -14,16 +14,15 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import grpc.aio
 from nats.aio.client import Client
 from tests.etcd_server import EtcdServer, etcd_server
 from tests.nats_server import NatsServer, nats_server
 
 from lambent.framing import INITIAL_CREDIT_BYTES, MAX_PIECE_BYTES, FrameWriter
-from lambent.v1 import frame_pb2, log_pb2, node_pb2, node_pb2_grpc
+from lambent.v1 import frame_pb2, log_pb2, node_pb2
 from lambent_common.etcd import EtcdClient
-from lambent_common.grpc_server import CHANNEL_OPTIONS
 from lambent_common.log_streams import log_subject
+from lambent_common.message_stream import MessageStream, connect
 from lambent_common.packages import PackageStore
 
 RUNTIME = f"python{sys.version_info[0]}.{sys.version_info[1]}"
@@ -71,9 +70,8 @@ class Scheduler:
     """One stream to the agent."""
 
     def __init__(self, address: str, scheduler_id: str) -> None:
-        self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
-        stub = node_pb2_grpc.NodeServiceStub(self._channel)
-        self._stream = stub.Attach(metadata=(("authorization", f"Bearer {_TOKEN}"),))
+        self._address = address
+        self._stream: MessageStream[node_pb2.OrderBatch, node_pb2.EventBatch]
         self._scheduler_id = scheduler_id
         self.writer: FrameWriter[node_pb2.NodeOrder] = FrameWriter(self._write)
         self.welcome = node_pb2.Welcome()
@@ -87,29 +85,29 @@ class Scheduler:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def _write(self, orders: list[node_pb2.NodeOrder]) -> None:
-        await self._stream.write(node_pb2.AttachRequest(orders=orders))
+        await self._stream.write(node_pb2.OrderBatch(orders=orders))
 
     async def attach(self) -> None:
         """Say Hello and wait for Welcome."""
-        self.writer.send(node_pb2.NodeOrder(hello=node_pb2.Hello(scheduler_id=self._scheduler_id)))
+        self._stream = await connect(self._address, node_pb2.EventBatch.FromString, timeout_s=WAIT_S)
+        self.writer.send(node_pb2.NodeOrder(hello=node_pb2.Hello(scheduler_id=self._scheduler_id, token=_TOKEN)))
         self._tasks = [asyncio.create_task(self.writer.run())]
         async with asyncio.timeout(WAIT_S):
             first = await self._stream.read()
-        assert isinstance(first, node_pb2.AttachResponse), first
+        assert first is not None
         self.welcome = first.events[0].welcome
         self._tasks.append(asyncio.create_task(self._read()))
 
     async def close(self) -> None:
         """Drop the stream, as a scheduler that dies does."""
-        self._stream.cancel()
+        self._stream.abort()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._channel.close()
 
     async def _read(self) -> None:
-        while isinstance(response := await self._stream.read(), node_pb2.AttachResponse):
-            for event in response.events:
+        while (batch := await self._stream.read()) is not None:
+            for event in batch.events:
                 self._receive(event)
 
     def _receive(self, event: node_pb2.NodeEvent) -> None:
@@ -320,7 +318,7 @@ async def start_agent(
     if not line:
         await process.wait()
         raise AssertionError(b"".join(log).decode())
-    address = json.loads(line)["grpc"]
+    address = json.loads(line)["node"]
     assert isinstance(address, str)
     return process, address
 

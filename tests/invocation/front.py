@@ -1,7 +1,7 @@
 """A scheduler's invocation path over real sockets, with nodes that answer from this process instead of sandboxes.
 
 What is left out is etcd and the agents: the functions are applied to the table directly, and a node is a real
-NodeService server that answers by the name of the function.
+message server that answers by the name of the function.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from lambent.v1 import (
     invocation_pb2,
     invocation_pb2_grpc,
     node_pb2,
-    node_pb2_grpc,
     record_pb2,
 )
 from lambent_common import keys
 from lambent_common.etcd import KeyValue, Snapshot
 from lambent_common.grpc_server import CHANNEL_OPTIONS, GrpcServer
+from lambent_common.message_stream import MessageServer, MessageStream
 from lambent_common.records import encode
 from lambent_scheduler.core.dispatch import Dispatcher
 from lambent_scheduler.core.limits import Limits
@@ -45,8 +45,8 @@ Answer = Callable[["Node", FrameWriter[node_pb2.NodeEvent], int, node_pb2.Invoke
 
 
 @dataclass
-class Node(node_pb2_grpc.NodeServiceServicer):
-    """Serves NodeService: environments are ready at once, calls are answered by `answer`."""
+class Node:
+    """Serves a scheduler as a node agent does: environments are ready at once, calls are answered by `answer`."""
 
     answer: Answer
     node_id: str = "n-1"
@@ -56,21 +56,19 @@ class Node(node_pb2_grpc.NodeServiceServicer):
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     writer: FrameWriter[node_pb2.NodeEvent] | None = None
 
-    async def Attach(  # type: ignore[override]  # noqa: N802 - gRPC's name; reads and writes the context itself
-        self, request_iterator: object, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> None:
+    async def serve(self, stream: MessageStream[node_pb2.EventBatch, node_pb2.OrderBatch]) -> None:
         """Serve one scheduler."""
 
         async def write(events: list[node_pb2.NodeEvent]) -> None:
-            await context.write(node_pb2.AttachResponse(events=events))
+            await stream.write(node_pb2.EventBatch(events=events))
 
         writer: FrameWriter[node_pb2.NodeEvent] = FrameWriter(write)
         self.writer = writer
         writer.send(node_pb2.NodeEvent(welcome=node_pb2.Welcome(node_id=self.node_id)))
         writing = asyncio.create_task(writer.run())
         try:
-            while isinstance(request := await context.read(), node_pb2.AttachRequest):
-                for order in request.orders:
+            while (batch := await stream.read()) is not None:
+                for order in batch.orders:
                     self._receive(writer, order)
                 self.changed.set()
         finally:
@@ -155,7 +153,7 @@ class Front:
 
     relay: Relay
     channel: grpc.aio.Channel
-    node_server: GrpcServer
+    node_server: MessageServer[node_pb2.EventBatch, node_pb2.OrderBatch]
 
     @property
     def stub(self) -> invocation_pb2_grpc.InvocationServiceStub:
@@ -172,8 +170,7 @@ async def front(
     node: Node, *names: str, limits: Limits | None = None, memory_mib: int = 65_536
 ) -> AsyncIterator[Front]:
     """Run a front door with one node inside the block."""
-    node_server = GrpcServer(token=TOKEN, services=())
-    node_pb2_grpc.add_NodeServiceServicer_to_server(node, node_server.server)
+    node_server = MessageServer(node_pb2.OrderBatch.FromString, node.serve)
     node_port = await node_server.start("127.0.0.1:0")
     relay = ObservedRelay(
         dispatcher=Dispatcher(limits or Limits(), seed=1),
@@ -203,7 +200,7 @@ async def front(
             ticking.cancel()
             await relay.stop(0)
             await server.stop(0)
-            await node_server.stop(0)
+            await node_server.stop()
 
 
 def opening(name: str, **fields: Any) -> invocation_pb2.InvocationOpen:

@@ -135,7 +135,7 @@ async def test_a_lost_node_fails_its_calls_at_once_as_dispatched() -> None:
         session = door.session()
         call = asyncio.create_task(session.invoke(opening("f"), b""))
         await _until(node, lambda: len(node.openings) == 1)
-        await door.node_server.stop(0)
+        await door.node_server.stop()
         _, end = await call
         error = from_frame(end.service_error)
         assert isinstance(error, errors.NodeLostError)

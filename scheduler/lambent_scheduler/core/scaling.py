@@ -47,8 +47,10 @@ class Scaler:
             while version.unmet() < 0 and version.planned:
                 self.give_up(next(reversed(version.planned)))
             return
-        while version.unmet() > 0 and self.start_one(version):
-            self.line.served(version.function)
+        # Whoever stands in line has been refused a place already, and `room_changed` looks again once there is any.
+        if not version.queued:
+            while version.unmet() > 0 and self.start_one(version):
+                self.line.served(version.function)
         self._requeue(version)
 
     def room_changed(self) -> None:

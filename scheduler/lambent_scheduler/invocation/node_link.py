@@ -1,18 +1,16 @@
-"""The stream to one node: orders out, events in, batched both ways."""
+"""The connection to one node: orders out, events in, batched both ways."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING, Protocol
 
-import grpc
-import grpc.aio
 import structlog
 
 from lambent.errors import NodeLostError
 from lambent.framing import FrameWriter
-from lambent.v1 import frame_pb2, node_pb2, node_pb2_grpc
-from lambent_common.grpc_server import CHANNEL_OPTIONS
+from lambent.v1 import frame_pb2, node_pb2
+from lambent_common.message_stream import MessageStream, MessageStreamError, connect
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +33,7 @@ class NodeEvents(Protocol):
         """The node takes orders."""
 
     def detached(self, link: NodeLink, error: NodeLostError) -> None:
-        """The stream is lost; every call on it has to end."""
+        """The connection is lost; every call on it has to end."""
 
     def answer_ended(self, call: RelayedCall, end: frame_pb2.End) -> None:
         """A call is over."""
@@ -48,12 +46,12 @@ class NodeEvents(Protocol):
 
 
 class NodeLink:
-    """Keeps one stream to a node for as long as the node is in the cluster.
+    """Keeps one connection to a node for as long as the node is in the cluster.
 
     Args:
         node_id: The node.
         address: host:port of its agent.
-        token: The cluster's bearer token.
+        token: The cluster's token.
         scheduler_id: Identity of this scheduler.
         epoch: Gives the epoch of a partition that this scheduler owns.
         events: Hears what the node says, on the event loop.
@@ -76,62 +74,58 @@ class NodeLink:
         self.writer: FrameWriter[node_pb2.NodeOrder] = FrameWriter(self._write)
         self.status = node_pb2.NodeStatus()
         self.attached = False
-        self._metadata = (("authorization", f"Bearer {token}"),)
-        self._scheduler_id = scheduler_id
+        self._hello = node_pb2.Hello(scheduler_id=scheduler_id, token=token)
         self._events = events
         self._last_call_id = 0
-        self._stream: grpc.aio.StreamStreamCall[node_pb2.AttachRequest, node_pb2.AttachResponse] | None = None
+        self._stream: MessageStream[node_pb2.OrderBatch, node_pb2.EventBatch] | None = None
 
     def next_call_id(self) -> int:
-        """Give an id for a call on this stream."""
+        """Give an id for a call on this connection."""
         self._last_call_id += 1
         return self._last_call_id
 
     async def run(self) -> None:
-        """Attach, and attach again whenever the stream is lost, until cancelled."""
+        """Attach, and attach again whenever the connection is lost, until cancelled."""
         attempt = 0
-        async with grpc.aio.insecure_channel(self.address, options=CHANNEL_OPTIONS) as channel:
-            stub = node_pb2_grpc.NodeServiceStub(channel)
-            while True:
-                was_attached = await self._attach_once(stub)
-                attempt = 0 if was_attached else attempt + 1
-                await asyncio.sleep(_BACKOFF_S[min(attempt, len(_BACKOFF_S) - 1)])
+        while True:
+            was_attached = await self._attach_once()
+            attempt = 0 if was_attached else attempt + 1
+            await asyncio.sleep(_BACKOFF_S[min(attempt, len(_BACKOFF_S) - 1)])
 
-    async def _attach_once(self, stub: node_pb2_grpc.NodeServiceStub) -> bool:
-        """Serve one stream to its end; True when the node had accepted it."""
-        self._stream = stub.Attach(metadata=self._metadata)
-        self.writer = FrameWriter(self._write)
-        self.writer.send(node_pb2.NodeOrder(hello=node_pb2.Hello(scheduler_id=self._scheduler_id)))
-        reason = "the node ended the stream"
-        was_attached = False
+    async def _attach_once(self) -> bool:
+        """Serve one connection to its end; True when the node had accepted it."""
+        reason = "the node closed the connection"
         try:
+            self._stream = await connect(self.address, node_pb2.EventBatch.FromString, timeout_s=_ATTACH_TIMEOUT_S)
+            self.writer = FrameWriter(self._write)
+            self.writer.send(node_pb2.NodeOrder(hello=self._hello))
             async with asyncio.TaskGroup() as halves:
                 writing = halves.create_task(self.writer.run())
-                async with asyncio.timeout(_ATTACH_TIMEOUT_S):
-                    first = await self._stream.read()
-                if isinstance(first, node_pb2.AttachResponse):
-                    self.attached = was_attached = True
-                    self._receive(first)
-                    await self._read(self._stream)
+                await self._read(self._stream)
                 writing.cancel()
-        except* grpc.aio.AioRpcError as errors:
-            reason = _detail(errors)
-        except* (TimeoutError, asyncio.InvalidStateError) as errors:
-            reason = f"no answer from {self.address}: {errors.exceptions[0]!r}"
+        except* MessageStreamError as errors:
+            reason = str(_first(errors))
+        except* TimeoutError:
+            reason = f"{self.address} does not say Welcome within {_ATTACH_TIMEOUT_S:g} s"
         finally:
-            self.attached = False
-            self._stream.cancel()
-            if was_attached:
+            if self._stream is not None:
+                self._stream.abort()
+            # A link that was taken from the pool meanwhile has said so itself.
+            if was_attached := self.attached:
+                self.attached = False
                 self._events.detached(self, NodeLostError(f"node {self.node_id} is lost: {reason}", dispatched=True))
         log.warning("node_detached", node_id=self.node_id, address=self.address, reason=reason)
         return was_attached
 
-    async def _read(self, stream: grpc.aio.StreamStreamCall[node_pb2.AttachRequest, node_pb2.AttachResponse]) -> None:
-        while isinstance(response := await stream.read(), node_pb2.AttachResponse):
-            self._receive(response)
+    async def _read(self, stream: MessageStream[node_pb2.OrderBatch, node_pb2.EventBatch]) -> None:
+        async with asyncio.timeout(_ATTACH_TIMEOUT_S):
+            batch = await stream.read()
+        while batch is not None:
+            self._receive(batch)
+            batch = await stream.read()
 
-    def _receive(self, response: node_pb2.AttachResponse) -> None:
-        for event in response.events:
+    def _receive(self, batch: node_pb2.EventBatch) -> None:
+        for event in batch.events:
             kind = event.WhichOneof("event")
             if kind == "end":
                 if (call := self.calls.pop(event.call_id, None)) is not None:
@@ -149,16 +143,19 @@ class NodeLink:
             elif kind == "status":
                 self.status = event.status
             elif kind == "welcome":
+                self.attached = True
                 self.status = event.welcome.status
                 self._events.attached(self, event.welcome)
+            elif kind == "refusal":
+                raise MessageStreamError(f"it refuses: {event.refusal.message}")
 
     async def _write(self, orders: list[node_pb2.NodeOrder]) -> None:
         assert self._stream is not None
-        await self._stream.write(node_pb2.AttachRequest(orders=orders))
+        await self._stream.write(node_pb2.OrderBatch(orders=orders))
 
 
-def _detail(errors: BaseExceptionGroup[grpc.aio.AioRpcError]) -> str:
-    error = errors.exceptions[0]
+def _first(errors: BaseExceptionGroup[MessageStreamError]) -> BaseException:
+    error: BaseException = errors
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    return f"{error.code().name}: {error.details()}"
+    return error

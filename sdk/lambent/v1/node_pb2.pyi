@@ -21,21 +21,29 @@ DESCRIPTOR: descriptor.FileDescriptor
 
 @typing.final
 class Hello(message.Message):
-    """Introduces a scheduler to a node."""
+    """A scheduler keeps one TCP connection to each node agent: batches of orders go to the node, batches of events come from
+    it, each preceded by its length in four bytes, big-endian. The first order is Hello, the first event Welcome or Refusal.
+
+    Introduces a scheduler to a node.
+    """
 
     DESCRIPTOR: descriptor.Descriptor
 
     SCHEDULER_ID_FIELD_NUMBER: builtins.int
+    TOKEN_FIELD_NUMBER: builtins.int
     scheduler_id: builtins.str
     """Identity of the scheduler instance."""
+    token: builtins.str
+    """The cluster's token."""
     def __init__(
         self,
         *,
         scheduler_id: builtins.str = ...,
+        token: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["scheduler_id", b"scheduler_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["scheduler_id", b"scheduler_id", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -308,8 +316,8 @@ class NodeOrder(message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_order) -> _WhichOneofReturnType_order | None: ...
 
 @typing.final
-class AttachRequest(message.Message):
-    """A batch of orders."""
+class OrderBatch(message.Message):
+    """What a scheduler sends to a node at once."""
 
     DESCRIPTOR: descriptor.Descriptor
 
@@ -507,6 +515,7 @@ class NodeEvent(message.Message):
     DATA_FIELD_NUMBER: builtins.int
     END_FIELD_NUMBER: builtins.int
     WINDOW_FIELD_NUMBER: builtins.int
+    REFUSAL_FIELD_NUMBER: builtins.int
     call_id: builtins.int
     """Call that the frame belongs to. 0 for events that are not frames."""
     @builtins.property
@@ -537,6 +546,10 @@ class NodeEvent(message.Message):
     def window(self) -> frame_pb2.Window:
         """The node can take more of the payload."""
 
+    @builtins.property
+    def refusal(self) -> frame_pb2.ServiceError:
+        """First event on the stream, and the last: why the node takes no orders from this scheduler."""
+
     def __init__(
         self,
         *,
@@ -548,18 +561,19 @@ class NodeEvent(message.Message):
         data: frame_pb2.Data | None = ...,
         end: frame_pb2.End | None = ...,
         window: frame_pb2.Window | None = ...,
+        refusal: frame_pb2.ServiceError | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["data", b"data", "end", b"end", "environment_ready", b"environment_ready", "environment_stopped", b"environment_stopped", "event", b"event", "status", b"status", "welcome", b"welcome", "window", b"window"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["data", b"data", "end", b"end", "environment_ready", b"environment_ready", "environment_stopped", b"environment_stopped", "event", b"event", "refusal", b"refusal", "status", b"status", "welcome", b"welcome", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["call_id", b"call_id", "data", b"data", "end", b"end", "environment_ready", b"environment_ready", "environment_stopped", b"environment_stopped", "event", b"event", "status", b"status", "welcome", b"welcome", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["call_id", b"call_id", "data", b"data", "end", b"end", "environment_ready", b"environment_ready", "environment_stopped", b"environment_stopped", "event", b"event", "refusal", b"refusal", "status", b"status", "welcome", b"welcome", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = typing.Literal["welcome", "status", "environment_ready", "environment_stopped", "data", "end", "window"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = typing.Literal["welcome", "status", "environment_ready", "environment_stopped", "data", "end", "window", "refusal"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 @typing.final
-class AttachResponse(message.Message):
-    """A batch of events."""
+class EventBatch(message.Message):
+    """What a node sends to a scheduler at once."""
 
     DESCRIPTOR: descriptor.Descriptor
 

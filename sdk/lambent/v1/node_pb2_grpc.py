@@ -3,7 +3,6 @@
 import grpc
 import warnings
 
-from lambent.v1 import node_pb2 as lambent_dot_v1_dot_node__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -23,79 +22,3 @@ if _version_not_supported:
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
     )
-
-
-class NodeServiceStub:
-    """Served by every node agent; called by every scheduler, which keeps one stream to each node.
-    """
-
-    def __init__(self, channel):
-        """Constructor.
-
-        Args:
-            channel: A grpc.Channel.
-        """
-        self.Attach = channel.stream_stream(
-                '/lambent.v1.NodeService/Attach',
-                request_serializer=lambent_dot_v1_dot_node__pb2.AttachRequest.SerializeToString,
-                response_deserializer=lambent_dot_v1_dot_node__pb2.AttachResponse.FromString,
-                _registered_method=True)
-
-
-class NodeServiceServicer:
-    """Served by every node agent; called by every scheduler, which keeps one stream to each node.
-    """
-
-    def Attach(self, request_iterator, context):
-        """Carries orders to the node and events from it, batched. The first order is Hello, the first event Welcome.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-
-def add_NodeServiceServicer_to_server(servicer, server):
-    rpc_method_handlers = {
-            'Attach': grpc.stream_stream_rpc_method_handler(
-                    servicer.Attach,
-                    request_deserializer=lambent_dot_v1_dot_node__pb2.AttachRequest.FromString,
-                    response_serializer=lambent_dot_v1_dot_node__pb2.AttachResponse.SerializeToString,
-            ),
-    }
-    generic_handler = grpc.method_handlers_generic_handler(
-            'lambent.v1.NodeService', rpc_method_handlers)
-    server.add_generic_rpc_handlers((generic_handler,))
-    server.add_registered_method_handlers('lambent.v1.NodeService', rpc_method_handlers)
-
-
- # This class is part of an EXPERIMENTAL API.
-class NodeService:
-    """Served by every node agent; called by every scheduler, which keeps one stream to each node.
-    """
-
-    @staticmethod
-    def Attach(request_iterator,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.stream_stream(
-            request_iterator,
-            target,
-            '/lambent.v1.NodeService/Attach',
-            lambent_dot_v1_dot_node__pb2.AttachRequest.SerializeToString,
-            lambent_dot_v1_dot_node__pb2.AttachResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)

@@ -4,30 +4,7 @@ isort:skip_file
 """
 
 from collections import abc as abc
-from grpc import aio as aio
-from lambent.v1 import node_pb2 as node_pb2
-import abc as abc_1
 
 
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
-
-class NodeServiceStub:
-    """Served by every node agent; called by every scheduler, which keeps one stream to each node."""
-
-    def __init__(self, channel: aio.Channel) -> None: ...
-    Attach: aio.StreamStreamMultiCallable[node_pb2.AttachRequest, node_pb2.AttachResponse]
-    """Carries orders to the node and events from it, batched. The first order is Hello, the first event Welcome."""
-
-class NodeServiceServicer(metaclass=abc_1.ABCMeta):
-    """Served by every node agent; called by every scheduler, which keeps one stream to each node."""
-
-    @abc_1.abstractmethod
-    def Attach(
-        self,
-        request_iterator: abc.AsyncIterator[node_pb2.AttachRequest],
-        context: aio.ServicerContext[abc.AsyncIterator[node_pb2.AttachRequest], abc.AsyncIterator[node_pb2.AttachResponse]],
-    ) -> abc.AsyncIterator[node_pb2.AttachResponse]:
-        """Carries orders to the node and events from it, batched. The first order is Hello, the first event Welcome."""
-
-def add_NodeServiceServicer_to_server(servicer: NodeServiceServicer, server: aio.Server) -> None: ...

@@ -1,0 +1,261 @@
+"""Protobuf messages over one TCP connection: how the cluster's own daemons talk where every microsecond counts.
+
+A message is its length in four bytes, big-endian, and its bytes. docs/adr/0005 says why this is not gRPC.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections import deque
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, cast
+
+from google.protobuf.message import DecodeError
+
+from lambent.framing import MAX_MESSAGE_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+_LENGTH_BYTES = 4
+
+_WAITING_MESSAGES = 16
+"""Messages that may wait to be read; then TCP tells the peer to stop sending."""
+
+_KEEPALIVE = {"TCP_KEEPIDLE": 4, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 10_000}
+"""A peer whose machine died sends nothing: three probes after 4 s of silence, 2 s apart, find out within 10 s; so do
+10 s (in milliseconds) without an acknowledgement of what was sent."""
+
+_MAX_CONNECTIONS = 256
+"""Connections that one server holds; a further one is closed at once."""
+
+
+class _Message(Protocol):
+    def SerializeToString(self) -> bytes: ...  # noqa: N802 - protobuf's name
+
+
+SentT = TypeVar("SentT", bound=_Message)
+ReceivedT = TypeVar("ReceivedT")
+
+
+class MessageStreamError(Exception):
+    """The connection is lost, or what came over it is no message."""
+
+
+class MessageStream(asyncio.Protocol, Generic[SentT, ReceivedT]):
+    """Both directions of one connection: the asyncio protocol that `create_connection` and `create_server` ask for.
+
+    Args:
+        parse: Makes a message of its bytes.
+        connected: Called once the connection stands.
+    """
+
+    def __init__(
+        self,
+        parse: Callable[[bytes], ReceivedT],
+        connected: Callable[[MessageStream[SentT, ReceivedT]], None] | None = None,
+    ) -> None:
+        self._parse = parse
+        self._connected = connected
+        self._transport: asyncio.Transport | None = None
+        self._partial = bytearray()
+        self._messages: deque[ReceivedT] = deque()
+        self._readable: asyncio.Future[None] | None = None
+        self._writable: asyncio.Future[None] | None = None
+        self._reading = True
+        self._ended = False
+        self._error: MessageStreamError | None = None
+
+    async def read(self) -> ReceivedT | None:
+        """Give the next message; None once the peer has closed the connection.
+
+        Raises:
+            MessageStreamError: The connection is lost, or the peer does not speak this protocol.
+        """
+        while not self._messages:
+            if self._error is not None:
+                raise self._error
+            if self._ended:
+                return None
+            self._readable = asyncio.get_running_loop().create_future()
+            await self._readable
+        message = self._messages.popleft()
+        if not self._reading and len(self._messages) < _WAITING_MESSAGES:
+            self._reading = True
+            self._open_transport().resume_reading()
+        return message
+
+    async def write(self, message: SentT) -> None:
+        """Send a message; returns at once while the connection takes what it is given.
+
+        Raises:
+            MessageStreamError: The connection is lost.
+        """
+        body = message.SerializeToString()
+        transport = self._open_transport()
+        transport.writelines((len(body).to_bytes(_LENGTH_BYTES, "big"), body))
+        while self._writable is not None:
+            await self._writable
+        if self._ended:
+            raise self._error or MessageStreamError("the connection is closed")
+
+    def close(self) -> None:
+        """Send what was written, then close the connection."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Close the connection at once."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _open_transport(self) -> asyncio.Transport:
+        if self._transport is None or self._ended:
+            raise self._error or MessageStreamError("the connection is closed")
+        return self._transport
+
+    # ---- asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Set the connection up."""
+        self._transport = cast("asyncio.Transport", transport)
+        connection: socket.socket = transport.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in _KEEPALIVE.items():
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+        if self._connected is not None:
+            self._connected(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Cut what came into messages."""
+        if self._error is not None:
+            return
+        self._partial += data
+        start = 0
+        with memoryview(self._partial) as view:
+            while len(view) - start >= _LENGTH_BYTES:
+                body = start + _LENGTH_BYTES
+                length = int.from_bytes(view[start:body], "big")
+                if length > MAX_MESSAGE_BYTES:
+                    self._refuse(f"a message of {length} bytes; the largest is {MAX_MESSAGE_BYTES}")
+                    break
+                if len(view) - body < length:
+                    break
+                start = body + length
+                try:
+                    self._messages.append(self._parse(bytes(view[body:start])))
+                except DecodeError as error:
+                    self._refuse(f"{length} bytes that are no message: {error}")
+                    break
+        del self._partial[:start]
+        if self._reading and len(self._messages) >= _WAITING_MESSAGES and self._transport is not None:
+            self._reading = False
+            self._transport.pause_reading()
+        self._wake_reader()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Tell whoever waits; what had arrived can still be read."""
+        self._ended = True
+        if error is not None and self._error is None:
+            self._error = MessageStreamError(f"the connection is lost: {error}")
+        self._wake_reader()
+        self.resume_writing()
+
+    def pause_writing(self) -> None:
+        """The connection's buffer is full."""
+        if self._writable is None:
+            self._writable = asyncio.get_running_loop().create_future()
+
+    def resume_writing(self) -> None:
+        """The connection takes more."""
+        writable, self._writable = self._writable, None
+        if writable is not None and not writable.done():
+            writable.set_result(None)
+
+    def _refuse(self, why: str) -> None:
+        self._error = MessageStreamError(f"the peer sent {why}")
+        self.abort()
+
+    def _wake_reader(self) -> None:
+        readable, self._readable = self._readable, None
+        if readable is not None and not readable.done():
+            readable.set_result(None)
+
+
+async def connect(
+    address: str, parse: Callable[[bytes], ReceivedT], *, timeout_s: float
+) -> MessageStream[SentT, ReceivedT]:
+    """Connect to a `MessageServer` at host:port.
+
+    Raises:
+        MessageStreamError: Nothing answers there within `timeout_s` seconds.
+    """
+    host, _, port = address.rpartition(":")
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(timeout_s):
+            _, stream = await loop.create_connection(
+                lambda: MessageStream[SentT, ReceivedT](parse), host.strip("[]"), int(port)
+            )
+    except TimeoutError as error:
+        raise MessageStreamError(f"{address} does not answer within {timeout_s:g} s") from error
+    except OSError as error:
+        raise MessageStreamError(f"cannot connect to {address}: {error}") from error
+    return stream
+
+
+class MessageServer(Generic[SentT, ReceivedT]):
+    """Serves each connection with a task of its own, between `start` and `stop`.
+
+    Args:
+        parse: Makes a message of its bytes.
+        serve: Serves one connection until it returns; the connection is closed then.
+    """
+
+    def __init__(
+        self,
+        parse: Callable[[bytes], ReceivedT],
+        serve: Callable[[MessageStream[SentT, ReceivedT]], Awaitable[None]],
+    ) -> None:
+        self._parse = parse
+        self._serve = serve
+        self._server: asyncio.Server | None = None
+        self._connections: set[asyncio.Task[None]] = set()
+
+    async def start(self, listen: str) -> int:
+        """Listen on host:port; port 0 picks a free one.
+
+        Returns:
+            The port.
+
+        Raises:
+            OSError: The address cannot be listened on.
+        """
+        host, _, port = listen.rpartition(":")
+        self._server = await asyncio.get_running_loop().create_server(
+            lambda: MessageStream(self._parse, self._connected), host.strip("[]") or None, int(port)
+        )
+        return int(self._server.sockets[0].getsockname()[1])
+
+    async def stop(self) -> None:
+        """Accept nothing more and end every connection, after what was written to it has left."""
+        if self._server is not None:
+            self._server.close()
+        connections = tuple(self._connections)
+        for connection in connections:
+            connection.cancel()
+        await asyncio.gather(*connections, return_exceptions=True)
+
+    def _connected(self, stream: MessageStream[SentT, ReceivedT]) -> None:
+        if len(self._connections) >= _MAX_CONNECTIONS:
+            stream.abort()
+            return
+        task = asyncio.create_task(self._run(stream))
+        self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
+
+    async def _run(self, stream: MessageStream[SentT, ReceivedT]) -> None:
+        try:
+            await self._serve(stream)
+        finally:
+            stream.close()
