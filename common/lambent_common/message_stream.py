@@ -10,6 +10,7 @@ import socket
 from collections import deque
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, cast
 
+import structlog
 from google.protobuf.message import DecodeError
 
 from lambent.framing import MAX_MESSAGE_BYTES
@@ -17,10 +18,15 @@ from lambent.framing import MAX_MESSAGE_BYTES
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+log = structlog.get_logger(__name__)
+
 _LENGTH_BYTES = 4
 
 _WAITING_MESSAGES = 16
 """Messages that may wait to be read; then TCP tells the peer to stop sending."""
+
+_MAX_STRANGER_BYTES = 4 * 1024
+"""Largest message of a peer that has not said who it is: its name and the token."""
 
 _KEEPALIVE = {"TCP_KEEPIDLE": 4, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 10_000}
 """A peer whose machine died sends nothing: three probes after 4 s of silence, 2 s apart, find out within 10 s; so do
@@ -48,6 +54,9 @@ class MessageStream(asyncio.Protocol, Generic[SentT, ReceivedT]):
     Args:
         parse: Makes a message of its bytes.
         connected: Called once the connection stands.
+
+    Attributes:
+        max_message_bytes: What the peer may send at most in one message.
     """
 
     def __init__(
@@ -55,6 +64,7 @@ class MessageStream(asyncio.Protocol, Generic[SentT, ReceivedT]):
         parse: Callable[[bytes], ReceivedT],
         connected: Callable[[MessageStream[SentT, ReceivedT]], None] | None = None,
     ) -> None:
+        self.max_message_bytes = MAX_MESSAGE_BYTES
         self._parse = parse
         self._connected = connected
         self._transport: asyncio.Transport | None = None
@@ -80,7 +90,7 @@ class MessageStream(asyncio.Protocol, Generic[SentT, ReceivedT]):
             self._readable = asyncio.get_running_loop().create_future()
             await self._readable
         message = self._messages.popleft()
-        if not self._reading and len(self._messages) < _WAITING_MESSAGES:
+        if not self._reading and not self._ended and len(self._messages) < _WAITING_MESSAGES:
             self._reading = True
             self._open_transport().resume_reading()
         return message
@@ -136,8 +146,8 @@ class MessageStream(asyncio.Protocol, Generic[SentT, ReceivedT]):
             while len(view) - start >= _LENGTH_BYTES:
                 body = start + _LENGTH_BYTES
                 length = int.from_bytes(view[start:body], "big")
-                if length > MAX_MESSAGE_BYTES:
-                    self._refuse(f"a message of {length} bytes; the largest is {MAX_MESSAGE_BYTES}")
+                if length > self.max_message_bytes:
+                    self._refuse(f"a message of {length} bytes; the largest is {self.max_message_bytes}")
                     break
                 if len(view) - body < length:
                     break
@@ -207,6 +217,8 @@ async def connect(
 class MessageServer(Generic[SentT, ReceivedT]):
     """Serves each connection with a task of its own, between `start` and `stop`.
 
+    A peer that nobody knows yet may send little: `serve` raises `max_message_bytes` of the stream once it trusts it.
+
     Args:
         parse: Makes a message of its bytes.
         serve: Serves one connection until it returns; the connection is closed then.
@@ -238,7 +250,7 @@ class MessageServer(Generic[SentT, ReceivedT]):
         return int(self._server.sockets[0].getsockname()[1])
 
     async def stop(self) -> None:
-        """Accept nothing more and end every connection, after what was written to it has left."""
+        """Accept nothing more and end every connection; what was written to it still leaves."""
         if self._server is not None:
             self._server.close()
         connections = tuple(self._connections)
@@ -248,8 +260,10 @@ class MessageServer(Generic[SentT, ReceivedT]):
 
     def _connected(self, stream: MessageStream[SentT, ReceivedT]) -> None:
         if len(self._connections) >= _MAX_CONNECTIONS:
+            log.warning("too_many_connections", connections=len(self._connections))
             stream.abort()
             return
+        stream.max_message_bytes = _MAX_STRANGER_BYTES
         task = asyncio.create_task(self._run(stream))
         self._connections.add(task)
         task.add_done_callback(self._connections.discard)
@@ -257,5 +271,7 @@ class MessageServer(Generic[SentT, ReceivedT]):
     async def _run(self, stream: MessageStream[SentT, ReceivedT]) -> None:
         try:
             await self._serve(stream)
+        except MessageStreamError as error:
+            log.warning("connection_lost", error=str(error))
         finally:
             stream.close()

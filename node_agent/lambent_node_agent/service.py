@@ -16,6 +16,7 @@ from lambent.errors import (
     UnauthenticatedError,
     UnavailableError,
 )
+from lambent.framing import MAX_MESSAGE_BYTES
 from lambent.rpc_errors import to_frame
 from lambent.v1 import node_pb2
 from lambent_common.message_stream import MessageStream, MessageStreamError
@@ -87,6 +88,7 @@ class NodeService:
             raise InvalidParameterError("the first order on a stream is Hello, with the scheduler's id")
         if not hmac.compare_digest(first.orders[0].hello.token.encode(), self._token):
             raise UnauthenticatedError("the scheduler's token is not this cluster's")
+        stream.max_message_bytes = MAX_MESSAGE_BYTES
         return first
 
     async def _read(self, first: node_pb2.OrderBatch, attachment: Attachment, stream: Stream) -> None:

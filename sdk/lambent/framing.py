@@ -1,12 +1,12 @@
-"""Batched, interleaved frames on one gRPC stream: the sending half, shared by SDK, scheduler and node agent.
+"""Batched, interleaved frames on one stream: the sending half, shared by SDK, scheduler and node agent.
 
 A `FrameWriter` owns the writing side of a stream. Whoever has a frame appends it; one task sends everything that
 waits as one message and waits for that write to finish. Nothing waits for a timer: when idle a frame leaves at once,
 under load a message carries dozens.
 
 Short frames (openings, answers up to 64 KiB, credit) go first, in order. Bodies over 64 KiB are `Body` objects: they
-take turns, one piece each, and a piece is only sent while the receiver has given credit for that call, so that a large
-or slow call delays only itself.
+have a share of every batch and take turns, one piece each. A piece is only sent while the receiver has given credit for
+that call, so that a large or slow call delays only itself.
 """
 
 from __future__ import annotations
@@ -37,6 +37,9 @@ MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 
 _BATCH_BYTES = 256 * 1024
 """A batch is closed once it holds this much, so that small frames behind it do not wait for a long write."""
+
+_BODIES_SHARE_BYTES = 2 * MAX_PIECE_BYTES
+"""What short frames leave of a batch while bodies wait: at least one piece goes along, whatever their own size."""
 
 _BATCH_FRAMES = 256
 """Most frames in a batch; at this size the cost of the message itself no longer shows."""
@@ -225,7 +228,8 @@ class FrameWriter(Generic[FrameT]):
         batch: list[FrameT] = []
         room = _BATCH_BYTES
         frames = self._frames
-        while frames and room > 0 and len(batch) < _BATCH_FRAMES:
+        kept = _BODIES_SHARE_BYTES if self._bodies else 0
+        while frames and room > kept and len(batch) < _BATCH_FRAMES:
             frame, size = frames.popleft()
             batch.append(frame)
             room -= size + _FRAME_OVERHEAD_BYTES

@@ -15,7 +15,7 @@ from typing import Any
 import grpc.aio
 from google.protobuf.duration_pb2 import Duration
 
-from lambent.framing import FrameWriter
+from lambent.framing import MAX_MESSAGE_BYTES, FrameWriter
 from lambent.session import Session
 from lambent.v1 import (
     frame_pb2,
@@ -62,6 +62,7 @@ class Node:
         async def write(events: list[node_pb2.NodeEvent]) -> None:
             await stream.write(node_pb2.EventBatch(events=events))
 
+        stream.max_message_bytes = MAX_MESSAGE_BYTES
         writer: FrameWriter[node_pb2.NodeEvent] = FrameWriter(write)
         self.writer = writer
         writer.send(node_pb2.NodeEvent(welcome=node_pb2.Welcome(node_id=self.node_id)))

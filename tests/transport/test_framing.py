@@ -170,3 +170,15 @@ def test_every_body_arrives_whole_in_order_and_in_pieces(bodies: list[list[int]]
             assert [other for other, _ in frames if other.endswith(name)][-1] == f"end {name}"
 
     asyncio.run(run())
+
+
+async def test_a_body_moves_however_many_short_frames_wait() -> None:
+    """Frames of nearly 64 KiB that never end leave room for a piece in each batch."""
+    stream = Stream()
+    writer: FrameWriter[Frame] = FrameWriter(stream.write)
+    body = _body(writer, "body")
+    body.push(b"x" * 2 * MAX_PIECE_BYTES)
+    for _ in range(20):
+        writer.send(("short", b"y" * 60_000), 60_000)
+    await _run_to_end(writer, stream)
+    assert all("body" in {name for name, _ in batch} for batch in stream.batches[:2])

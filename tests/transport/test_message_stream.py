@@ -1,0 +1,220 @@
+"""Length-prefixed messages over TCP: order, bounds, backpressure, and how a connection ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+
+from lambent.framing import MAX_MESSAGE_BYTES
+from lambent.v1 import node_pb2
+from lambent_common.message_stream import MessageServer, MessageStream, MessageStreamError, connect
+
+Client = MessageStream[node_pb2.OrderBatch, node_pb2.EventBatch]
+Server = MessageStream[node_pb2.EventBatch, node_pb2.OrderBatch]
+Serve = Callable[[Server], Awaitable[None]]
+
+
+def _orders(size: int) -> node_pb2.OrderBatch:
+    return node_pb2.OrderBatch(orders=[node_pb2.NodeOrder(hello=node_pb2.Hello(scheduler_id="x" * size))])
+
+
+def _sizes(batch: node_pb2.OrderBatch) -> list[int]:
+    return [len(order.hello.scheduler_id) for order in batch.orders]
+
+
+def _raw(batch: node_pb2.OrderBatch) -> bytes:
+    body = batch.SerializeToString()
+    return len(body).to_bytes(4, "big") + body
+
+
+@contextlib.asynccontextmanager
+async def _server(serve: Serve) -> AsyncIterator[tuple[str, MessageServer[node_pb2.EventBatch, node_pb2.OrderBatch]]]:
+    server = MessageServer(node_pb2.OrderBatch.FromString, serve)
+    port = await server.start("127.0.0.1:0")
+    try:
+        async with asyncio.timeout(20):
+            yield f"127.0.0.1:{port}", server
+    finally:
+        await server.stop()
+
+
+async def _connect(address: str) -> Client:
+    return await connect(address, node_pb2.EventBatch.FromString, timeout_s=5)
+
+
+class Collector:
+    """Serves by reading to the end."""
+
+    def __init__(self, max_message_bytes: int = MAX_MESSAGE_BYTES) -> None:
+        self.max_message_bytes = max_message_bytes
+        self.sizes: list[int] = []
+        self.error: MessageStreamError | None = None
+        self.received = asyncio.Event()
+        self.ended = asyncio.Event()
+
+    async def serve(self, stream: Server) -> None:
+        """Note the size of each message, and how the connection ended."""
+        stream.max_message_bytes = self.max_message_bytes
+        try:
+            while (batch := await stream.read()) is not None:
+                self.sizes += _sizes(batch) or [0]
+                self.received.set()
+        except MessageStreamError as error:
+            self.error = error
+        self.ended.set()
+
+
+async def test_messages_of_every_size_arrive_in_order() -> None:
+    """From an empty one to one of several mebibytes."""
+    collector = Collector()
+    sizes = [0, 1, 100, 70_000, 5, 3_000_000, 2, 0]
+    async with _server(collector.serve) as (address, _):
+        client = await _connect(address)
+        for size in sizes:
+            await client.write(_orders(size) if size else node_pb2.OrderBatch())
+        client.close()
+        await collector.ended.wait()
+    assert collector.sizes == sizes
+    assert collector.error is None
+
+
+async def test_a_message_may_arrive_byte_by_byte() -> None:
+    """TCP keeps no borders."""
+    collector = Collector()
+    async with _server(collector.serve) as (address, _):
+        host, _, port = address.rpartition(":")
+        _, writer = await asyncio.open_connection(host, int(port))
+        for byte in _raw(_orders(3)) + _raw(_orders(7)):
+            writer.write(bytes((byte,)))
+            await writer.drain()
+        writer.close()
+        await collector.ended.wait()
+    assert collector.sizes == [3, 7]
+
+
+@pytest.mark.parametrize(
+    ("sent", "said"),
+    [
+        ((MAX_MESSAGE_BYTES + 1).to_bytes(4, "big"), f"a message of {MAX_MESSAGE_BYTES + 1} bytes"),
+        (b"\0\0\0\x03\xff\xff\xff", "3 bytes that are no message"),
+    ],
+)
+async def test_what_is_no_message_ends_the_connection(sent: bytes, said: str) -> None:
+    """A length over the bound is refused before its body comes."""
+    collector = Collector()
+    async with _server(collector.serve) as (address, _):
+        host, _, port = address.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(_raw(_orders(2)) + sent)
+        with contextlib.suppress(ConnectionResetError):
+            assert await reader.read() == b""
+        await collector.ended.wait()
+        writer.close()
+    assert collector.sizes == [2], "what came before it is read"
+    assert said in str(collector.error)
+
+
+async def test_a_stranger_may_send_little() -> None:
+    """Until the server trusts a peer, 4 KiB are enough for its name and token."""
+    collector = Collector(max_message_bytes=0)
+
+    async def serve(stream: Server) -> None:
+        collector.max_message_bytes = stream.max_message_bytes
+        await collector.serve(stream)
+
+    async with _server(serve) as (address, _):
+        client = await _connect(address)
+        await client.write(_orders(5_000))
+        await collector.ended.wait()
+        client.abort()
+    assert collector.sizes == []
+    assert "the largest is 4096" in str(collector.error)
+
+
+async def test_a_reader_that_stops_stops_the_writer() -> None:
+    """Neither side holds more than a few messages and what TCP's own buffers take."""
+    go_on = asyncio.Event()
+    collector = Collector()
+
+    async def serve(stream: Server) -> None:
+        stream.max_message_bytes = MAX_MESSAGE_BYTES
+        await go_on.wait()
+        await collector.serve(stream)
+
+    written = 0
+    async with _server(serve) as (address, _):
+        client = await _connect(address)
+
+        async def write() -> None:
+            nonlocal written
+            for _ in range(100):
+                await client.write(_orders(1_000_000))
+                written += 1
+
+        writing = asyncio.create_task(write())
+        before = -1
+        while written != before:  # until no further turn of the loop writes anything
+            before = written
+            for _ in range(1_000):
+                await asyncio.sleep(0)
+        assert written < 60
+        go_on.set()
+        await writing
+        client.close()
+        await collector.ended.wait()
+    assert collector.sizes == [1_000_000] * 100
+
+
+async def test_a_reset_connection_is_an_error_on_both_halves() -> None:
+    """What had arrived before can still be read."""
+    collector = Collector()
+    async with _server(collector.serve) as (address, _):
+        host, _, port = address.rpartition(":")
+        raw = socket.create_connection((host, int(port)))
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        raw.sendall(_raw(_orders(9)))
+        await collector.received.wait()
+        raw.close()
+        await collector.ended.wait()
+    assert collector.sizes == [9]
+    assert "lost" in str(collector.error)
+
+
+async def test_writing_after_the_end_is_an_error() -> None:
+    """Nobody waits for what cannot leave."""
+
+    async def serve(stream: Server) -> None:
+        await stream.read()
+
+    async with _server(serve) as (address, _):
+        client = await _connect(address)
+        await client.write(_orders(1))
+        assert await client.read() is None
+        with pytest.raises(MessageStreamError):
+            await client.write(_orders(1))
+
+
+async def test_an_address_where_nobody_listens_is_an_error() -> None:
+    """It names the address."""
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{reserved.getsockname()[1]}"
+        with pytest.raises(MessageStreamError, match=address):
+            await _connect(address)
+
+
+async def test_a_stopped_server_ends_its_connections() -> None:
+    """And whoever serves them is cancelled."""
+    collector = Collector()
+    async with _server(collector.serve) as (address, server):
+        client = await _connect(address)
+        await client.write(_orders(1))
+        await collector.received.wait()
+        await server.stop()
+        assert await client.read() is None
+        with pytest.raises(MessageStreamError):
+            await _connect(address)
