@@ -9,12 +9,12 @@ import importlib.machinery
 import inspect
 import io
 import json
-import logging
 import os
 import random
 import signal
 import socket
 import sys
+import threading
 import time
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -22,18 +22,17 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from . import handler as handlers
 from . import linux, log_format, messages
 from .channel import (
-    FROM_AGENT,
+    HEADER,
     MAX_CHUNK_BYTES,
     MAX_RESULT_BYTES,
     BlockingChannel,
-    FrameParser,
     InvokeHeader,
     Kind,
     ProtocolError,
     decode_invoke,
     encode_invoke,
 )
-from .context import LambdaContext
+from .context import FunctionFacts, LambdaContext
 from .faults import ErrorReport, FaultError
 
 if TYPE_CHECKING:
@@ -47,6 +46,36 @@ EXIT_CHANNEL_LOST = 1
 DEFAULT_TIME_ZONE = ":UTC"
 """AWS Lambda's `TZ`; the zygote has set it, so that only another one has to be."""
 _OOM_SCORE = b"1000"
+_PLAIN = frozenset((type(None), bool, int, float, str, list, dict, bytes))
+"""Types of results that are neither generators nor awaitable, told apart without looking closer."""
+
+
+_WARM_UPS = 20
+"""CPython 3.11 adapts code to what it meets at the eighth run, other versions sooner."""
+
+_current = log_format.CurrentRequest()
+
+
+def prepare() -> None:
+    """Do, in the zygote, all that is the same in every runtime process, and leave to the fork what is not.
+
+    It also runs what forks will run, for the interpreter to adapt the code before it is shared: a page that a fork
+    writes to is copied for it.
+    """
+    _open_streams()
+    log_format.install(_current)
+    header = InvokeHeader("00000000-0000-0000-0000-000000000000", 0, "")
+    frame = encode_invoke(header, json.dumps({"warm": [1, 2.5, None, "up"]}).encode())
+    for _ in range(_WARM_UPS):
+        header, event = decode_invoke(frame[HEADER.size :])
+        encode_result(parse_event(event))
+        LambdaContext(header, FunctionFacts()).get_remaining_time_in_millis()
+        compile("import os\ndef handler(event, context):\n    return {'a': f'{event}'}\n", "warm", "exec")
+        importlib.machinery.PathFinder.find_spec("warm", [handlers.TASK_ROOT])
+    # The importer of the code's directory stays; what it has seen there goes.
+    finder = sys.path_importer_cache[handlers.TASK_ROOT]
+    assert isinstance(finder, importlib.machinery.FileFinder)
+    finder.invalidate_caches()
 
 
 def run(orders: socket.socket) -> None:
@@ -60,7 +89,6 @@ def run(orders: socket.socket) -> None:
         SystemExit: Init failed, the channel is gone, or the function's code asked for it.
     """
     _become_ordinary()
-    _warm_up()
     message, descriptors = messages.receive(orders)
     if message is None:
         return  # the sandbox ends
@@ -68,11 +96,9 @@ def run(orders: socket.socket) -> None:
     channel_fd, log_fd = descriptors
     environment, name = message["environment"], str(message["handler"])
     assert isinstance(environment, dict)
-    _open_output(log_fd)
+    _redirect_output(log_fd)
     _configure(name, environment)
     channel = BlockingChannel(socket.socket(fileno=channel_fd))
-    current = log_format.CurrentRequest()
-    log_format.install(environment.get("AWS_LAMBDA_LOG_FORMAT"), environment.get("AWS_LAMBDA_LOG_LEVEL"), current)
     try:
         function = handlers.load_handler(name)
     except Exception as error:  # noqa: BLE001 - importing a module runs the function's code, which may raise anything
@@ -80,7 +106,7 @@ def run(orders: socket.socket) -> None:
     _flush()
     try:
         channel.send(Kind.READY)
-        Server(channel, function, current).serve()
+        Server(channel, function, _current).serve()
     except (OSError, ProtocolError):
         sys.exit(EXIT_CHANNEL_LOST)
 
@@ -102,40 +128,26 @@ def _become_ordinary() -> None:
     linux.set_dumpable(dumpable=True)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    threading.main_thread()._set_native_id()  # type: ignore[attr-defined] # noqa: SLF001 - as `os.fork` has it done
     linux.set_process_name(f"python{sys.version_info[0]}.{sys.version_info[1]}")
     _prefer_as_victim()
     gc.enable()
 
 
-def _warm_up() -> None:
-    """Touch what a first invocation touches: each page written after a fork costs a copy, better now than then."""
-    header = InvokeHeader("00000000-0000-0000-0000-000000000000", 0, "")
-    frame = encode_invoke(header, json.dumps({"warm": [1, 2.5, None, "up"]}).encode())
-    for kind, body in FrameParser(FROM_AGENT).feed(frame):
-        assert kind is Kind.INVOKE
-        header, event = decode_invoke(body)
-        encode_result(parse_event(event))
-        LambdaContext(header).get_remaining_time_in_millis()
-    ErrorReport.of(ValueError("warm")).to_json()
-    compile("import os\ndef handler(event, context):\n    return {'a': f'{event}'}\n", "warm", "exec")
-    importlib.machinery.PathFinder.find_spec("warm", ["/var/empty"])
-    log_format.StandardOutputHandler().setFormatter(logging.Formatter(log_format.TEXT_FORMAT, log_format.TIME_FORMAT))
-    _open_text(1).flush()
-    os.environ["WARM"] = "up"
-    os.environ.clear()
-    random.seed()
-
-
-def _configure(name: str, environment: dict[str, str]) -> None:
+def _configure(handler: str, environment: dict[str, str]) -> None:
     """Apply the function's configuration."""
-    os.environ.clear()
-    os.environ.update(environment)
+    for name in list(os.environ):
+        del os.environ[name]
+    for name, value in environment.items():
+        os.environ[name] = value
     if environment.get("TZ", DEFAULT_TIME_ZONE) != DEFAULT_TIME_ZONE:
         time.tzset()
     os.chdir(handlers.TASK_ROOT)
-    sys.argv = ["/var/runtime/bootstrap", name]
+    sys.argv = ["/var/runtime/bootstrap", handler]
     sys.path[:] = handlers.search_path(sys.path, environment.get("PYTHONPATH"))
     handlers.forget_shadowed(handlers.TASK_ROOT)
+    log_format.configure(environment.get("AWS_LAMBDA_LOG_FORMAT"), environment.get("AWS_LAMBDA_LOG_LEVEL"))
     random.seed()  # every environment of a zygote would draw the same numbers
 
 
@@ -145,14 +157,18 @@ def _prefer_as_victim() -> None:
         file.write(_OOM_SCORE)
 
 
-def _open_output(log_fd: int) -> None:
-    """Make the log pipe the standard output and error, and give Python streams for all three."""
+def _open_streams() -> None:
+    """Give Python streams for descriptors 0 to 2, whatever those will be."""
+    sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, "r", closefd=False)), encoding="utf-8")
+    sys.stdout = sys.__stdout__ = _open_text(1)  # type: ignore[misc] # final in typeshed
+    sys.stderr = sys.__stderr__ = _open_text(2)  # type: ignore[misc] # as above
+
+
+def _redirect_output(log_fd: int) -> None:
+    """Make the log pipe the standard output and error."""
     os.dup2(log_fd, 1)
     os.dup2(log_fd, 2)
     os.close(log_fd)
-    sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, "r", closefd=False)), encoding="utf-8")
-    sys.stdout = sys.__stdout__ = _open_text(1)  # type: ignore[misc] # final in typeshed; its old file is the zygote's
-    sys.stderr = sys.__stderr__ = _open_text(2)  # type: ignore[misc] # as above
 
 
 def _open_text(fd: int) -> io.TextIOWrapper:
@@ -175,6 +191,8 @@ class Server:
         self._channel = channel
         self._function = function
         self._current = current
+        self._facts = FunctionFacts()
+        self._trace_id = ""
         self._pid = os.getpid()
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -191,19 +209,24 @@ class Server:
                 return
             header, event = invocation
             self._current.request_id = header.request_id
-            if header.trace_id:
-                os.environ["_X_AMZN_TRACE_ID"] = header.trace_id
-            else:
-                os.environ.pop("_X_AMZN_TRACE_ID", None)
+            if header.trace_id != self._trace_id:
+                self._set_trace_id(header.trace_id)
             self._answer(header, event)
+
+    def _set_trace_id(self, trace_id: str) -> None:
+        self._trace_id = trace_id
+        if trace_id:
+            os.environ["_X_AMZN_TRACE_ID"] = trace_id
+        else:
+            os.environ.pop("_X_AMZN_TRACE_ID", None)
 
     def _answer(self, header: InvokeHeader, event: bytes) -> None:
         """Run the handler once and send its answer."""
         try:
-            result = self._function(parse_event(event), LambdaContext(header))
-            chunks = self._chunks_of(result)
+            result = self._function(parse_event(event), LambdaContext(header, self._facts))
+            chunks = None if type(result) in _PLAIN else self._chunks_of(result)
             if chunks is None:
-                if inspect.isawaitable(result):
+                if type(result) not in _PLAIN and inspect.isawaitable(result):
                     result = self._run(result)
                 kind, body = Kind.RESULT, encode_result(result)
             elif header.streaming:
@@ -315,7 +338,7 @@ def encode_result(result: object) -> bytes:
         body = result
     else:
         try:
-            body = json.dumps(result, default=_encode_unusual, ensure_ascii=False).encode("utf-8")
+            body = _ENCODER.encode(result).encode("utf-8")
         except Exception as error:
             raise FaultError("Runtime.MarshalError", f"Unable to marshal response: {error}") from error
     _check_size(len(body))
@@ -326,6 +349,9 @@ def _encode_unusual(value: object) -> object:
     if isinstance(value, Decimal):
         return float(value) if value != value.to_integral_value() else int(value)
     raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
+
+
+_ENCODER = json.JSONEncoder(default=_encode_unusual, ensure_ascii=False)
 
 
 def _check_size(size: int) -> None:

@@ -45,6 +45,19 @@ class ClientContext:
         self.client = Client(client) if isinstance(client, dict) else None
 
 
+class FunctionFacts:
+    """What the context says of the function, read from the environment once."""
+
+    __slots__ = ("function_name", "function_version", "log_group_name", "log_stream_name", "memory_limit_in_mb")
+
+    def __init__(self) -> None:
+        self.log_group_name = os.environ.get("AWS_LAMBDA_LOG_GROUP_NAME")
+        self.log_stream_name = os.environ.get("AWS_LAMBDA_LOG_STREAM_NAME")
+        self.function_name = os.environ.get("AWS_LAMBDA_FUNCTION_NAME")
+        self.memory_limit_in_mb = os.environ.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE")
+        self.function_version = os.environ.get("AWS_LAMBDA_FUNCTION_VERSION")
+
+
 class LambdaContext:
     """One invocation as its handler sees it.
 
@@ -60,13 +73,13 @@ class LambdaContext:
         client_context: The caller's, or None.
     """
 
-    def __init__(self, header: InvokeHeader) -> None:
+    def __init__(self, header: InvokeHeader, facts: FunctionFacts) -> None:
         self.aws_request_id = header.request_id
-        self.log_group_name = os.environ.get("AWS_LAMBDA_LOG_GROUP_NAME")
-        self.log_stream_name = os.environ.get("AWS_LAMBDA_LOG_STREAM_NAME")
-        self.function_name = os.environ.get("AWS_LAMBDA_FUNCTION_NAME")
-        self.memory_limit_in_mb = os.environ.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE")
-        self.function_version = os.environ.get("AWS_LAMBDA_FUNCTION_VERSION")
+        self.log_group_name = facts.log_group_name
+        self.log_stream_name = facts.log_stream_name
+        self.function_name = facts.function_name
+        self.memory_limit_in_mb = facts.memory_limit_in_mb
+        self.function_version = facts.function_version
         self.invoked_function_arn = header.invoked_function_arn
         self.client_context = _parse_client_context(header.client_context)
         self.identity = CognitoIdentity()

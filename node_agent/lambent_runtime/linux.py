@@ -9,12 +9,10 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_interpreter = ctypes.PyDLL(None, use_errno=True)
+"""The same, called without giving up the interpreter's lock, which a fork would otherwise have to take again."""
 
 # sched.h
 CLONE_NEWNS = 0x00020000
@@ -42,38 +40,38 @@ MOUNT_ATTR_RDONLY = 0x1
 MOUNT_ATTR_NOSUID = 0x2
 MOUNT_ATTR_NODEV = 0x4
 MOUNT_ATTR_NOEXEC = 0x8
-_SYS_OPEN_TREE = 428
-_SYS_MOVE_MOUNT = 429
-_SYS_MOUNT_SETATTR = 442
+SYS_OPEN_TREE = 428
+SYS_MOVE_MOUNT = 429
+SYS_MOUNT_SETATTR = 442
+SYS_CLOSE_RANGE = 436
+LAST_DESCRIPTOR = 0xFFFFFFFF
 _OPEN_TREE_CLONE = 1
-_AT_FDCWD = -100
+AT_FDCWD = -100
 _AT_EMPTY_PATH = 0x1000
 _AT_RECURSIVE = 0x8000
-_MOVE_MOUNT_F_EMPTY_PATH = 0x4
+MOVE_MOUNT_F_EMPTY_PATH = 0x4
 
 # linux/prctl.h
-_PR_SET_PDEATHSIG = 1
-_PR_SET_DUMPABLE = 4
-_PR_SET_NAME = 15
-_PR_CAPBSET_DROP = 24
-_PR_SET_SECUREBITS = 28
-_PR_SET_NO_NEW_PRIVS = 38
-_PR_CAP_AMBIENT = 47
-_PR_CAP_AMBIENT_CLEAR_ALL = 4
+PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
+PR_SET_NAME = 15
+PR_CAPBSET_READ = 23
+PR_CAPBSET_DROP = 24
+PR_SET_SECUREBITS = 28
+PR_SET_NO_NEW_PRIVS = 38
+PR_CAP_AMBIENT = 47
+PR_CAP_AMBIENT_CLEAR_ALL = 4
 # linux/securebits.h: NOROOT, NO_SETUID_FIXUP, KEEP_CAPS off, NO_CAP_AMBIENT_RAISE, each with its lock.
-_SECUREBITS_LOCKED = 0b11101111
-_CAPABILITY_VERSION_3 = 0x20080522
-_EINVAL = 22
-_ENOSYS = 38
+SECUREBITS_LOCKED = 0b11101111
+CAPABILITY_VERSION_3 = 0x20080522
 
-_KEYCTL_JOIN_SESSION_KEYRING = 1
-_SYS_KEYCTL = {"x86_64": 250, "aarch64": 219, "riscv64": 219, "ppc64le": 271, "s390x": 280}
+KEYCTL_JOIN_SESSION_KEYRING = 1
+SYS_KEYCTL = {"x86_64": 250, "aarch64": 219, "riscv64": 219, "ppc64le": 271, "s390x": 280}.get(os.uname().machine, 0)
+"""0 on a machine whose number is not known here."""
 
-_SIOCSIFFLAGS = 0x8914
-_IFF_UP_RUNNING = 0x1 | 0x40
-
-_SFD_CLOEXEC = os.O_CLOEXEC
-_SFD_NONBLOCK = os.O_NONBLOCK
+SIOCSIFFLAGS = 0x8914
+IFF_UP = 0x1
+IFF_RUNNING = 0x40
 
 
 def _check(result: int, call: str) -> int:
@@ -122,7 +120,7 @@ def clone_mount(path: str, *, recursive: bool = False) -> int:
     as the original.
     """
     flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | (_AT_RECURSIVE if recursive else 0)
-    result = _libc.syscall(ctypes.c_long(_SYS_OPEN_TREE), _AT_FDCWD, os.fsencode(path), ctypes.c_uint(flags))
+    result = _libc.syscall(ctypes.c_long(SYS_OPEN_TREE), AT_FDCWD, os.fsencode(path), ctypes.c_uint(flags))
     return _check(result, f"open_tree({path})")
 
 
@@ -131,7 +129,7 @@ def set_mount(fd: int, *, attributes: int = 0, propagation: int = 0, recursive: 
     argument = struct.pack("QQQQ", attributes, 0, propagation, 0)
     flags = _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
     result = _libc.syscall(
-        ctypes.c_long(_SYS_MOUNT_SETATTR),
+        ctypes.c_long(SYS_MOUNT_SETATTR),
         ctypes.c_int(fd),
         b"",
         ctypes.c_uint(flags),
@@ -144,12 +142,12 @@ def set_mount(fd: int, *, attributes: int = 0, propagation: int = 0, recursive: 
 def attach_mount(fd: int, target: str) -> None:
     """Mount a detached mount at `target`: move_mount(2)."""
     result = _libc.syscall(
-        ctypes.c_long(_SYS_MOVE_MOUNT),
+        ctypes.c_long(SYS_MOVE_MOUNT),
         ctypes.c_int(fd),
         b"",
-        _AT_FDCWD,
+        AT_FDCWD,
         os.fsencode(target),
-        ctypes.c_uint(_MOVE_MOUNT_F_EMPTY_PATH),
+        ctypes.c_uint(MOVE_MOUNT_F_EMPTY_PATH),
     )
     _check(result, f"move_mount({target})")
 
@@ -175,75 +173,33 @@ def _prctl(option: int, first: int, second: int, call: str) -> None:
 
 def set_parent_death_signal(number: int) -> None:
     """Have the kernel send this process `number` when the thread that forked it ends. Changing UID clears it."""
-    _prctl(_PR_SET_PDEATHSIG, number, 0, "prctl(PR_SET_PDEATHSIG)")
+    _prctl(PR_SET_PDEATHSIG, number, 0, "prctl(PR_SET_PDEATHSIG)")
 
 
 def set_dumpable(*, dumpable: bool) -> None:
     """Allow or refuse ptrace and core dumps of this process, and whether its `/proc` files are its user's."""
-    _prctl(_PR_SET_DUMPABLE, int(dumpable), 0, "prctl(PR_SET_DUMPABLE)")
+    _prctl(PR_SET_DUMPABLE, int(dumpable), 0, "prctl(PR_SET_DUMPABLE)")
 
 
 def set_process_name(name: str) -> None:
     """Set what `ps -o comm` shows; at most 15 bytes count."""
     buffer = ctypes.create_string_buffer(name.encode()[:15])
-    _prctl(_PR_SET_NAME, ctypes.addressof(buffer), 0, "prctl(PR_SET_NAME)")
+    _prctl(PR_SET_NAME, ctypes.addressof(buffer), 0, "prctl(PR_SET_NAME)")
 
 
-def set_no_new_privileges() -> None:
-    """Make every later execve unable to gain privileges; cannot be undone."""
-    _prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, "prctl(PR_SET_NO_NEW_PRIVS)")
-
-
-def lock_securebits() -> None:
-    """Take the special rights of UID 0 away from this process and its children for good."""
-    _prctl(_PR_SET_SECUREBITS, _SECUREBITS_LOCKED, 0, "prctl(PR_SET_SECUREBITS)")
-
-
-def drop_bounding_set() -> None:
-    """Remove every capability that this kernel knows from the bounding set."""
-    option, unused = ctypes.c_int(_PR_CAPBSET_DROP), ctypes.c_ulong(0)
+def known_capabilities() -> range:
+    """Return the capabilities that this kernel knows."""
+    unused = ctypes.c_ulong(0)
     for capability in range(64):
-        if _libc.prctl(option, ctypes.c_ulong(capability), unused, unused, unused) < 0:
-            number = ctypes.get_errno()
-            if number == _EINVAL:  # one past the last that the kernel knows
-                return
-            raise OSError(number, f"prctl(PR_CAPBSET_DROP, {capability}): {os.strerror(number)}")
+        if _libc.prctl(ctypes.c_int(PR_CAPBSET_READ), ctypes.c_ulong(capability), unused, unused, unused) < 0:
+            return range(capability)
+    return range(64)
 
 
-def clear_capabilities() -> None:
-    """Empty the ambient, effective, permitted and inheritable sets."""
-    _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, "prctl(PR_CAP_AMBIENT_CLEAR_ALL)")
-    header = struct.pack("Ii", _CAPABILITY_VERSION_3, 0)
-    _check(_libc.capset(header, bytes(24)), "capset")
+def fork() -> int:
+    """Fork without what `os.fork` runs in the child; 0 there.
 
-
-def join_new_session_keyring() -> None:
-    """Leave the session keyring inherited from the node agent; a kernel without keyrings has nothing to leave."""
-    number = _SYS_KEYCTL.get(os.uname().machine)
-    if number is None:
-        return
-    result = _libc.syscall(ctypes.c_long(number), ctypes.c_int(_KEYCTL_JOIN_SESSION_KEYRING), None)
-    if result < 0 and ctypes.get_errno() != _ENOSYS:
-        _check(result, "keyctl(KEYCTL_JOIN_SESSION_KEYRING)")
-
-
-def set_host_name(name: str) -> None:
-    """Set the host name of this UTS namespace."""
-    encoded = name.encode()
-    _check(_libc.sethostname(encoded, ctypes.c_size_t(len(encoded))), f"sethostname({name})")
-
-
-def bring_loopback_up(socket_fd: int) -> None:
-    """Set the interface `lo` of this network namespace up, through any socket of it."""
-    request = struct.pack("16sh22x", b"lo", _IFF_UP_RUNNING)
-    _check(_libc.ioctl(ctypes.c_int(socket_fd), ctypes.c_ulong(_SIOCSIFFLAGS), request), "ioctl(SIOCSIFFLAGS, lo)")
-
-
-def signal_descriptor(signals: Iterable[int]) -> int:
-    """Return a nonblocking descriptor that is readable while one of these (blocked) signals is pending: signalfd(2)."""
-    mask = 0
-    for number in signals:
-        mask |= 1 << (number - 1)
-    encoded = mask.to_bytes(128, "little")
-    result = _libc.signalfd(ctypes.c_int(-1), encoded, ctypes.c_int(_SFD_CLOEXEC | _SFD_NONBLOCK))
-    return _check(result, "signalfd")
+    That repairs locks that other threads might hold, which a process of one thread does not have, and seeds `random`
+    anew, which `bootstrap` does: it would write to 0.7 MiB of pages that the child would otherwise share.
+    """
+    return _check(_interpreter.fork(), "fork")

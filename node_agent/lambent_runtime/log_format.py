@@ -71,20 +71,32 @@ class JsonFormatter(logging.Formatter):
         return json.dumps({**extra, **entry}, default=str) + "\n"
 
 
-def install(log_format: str | None, level: str | None, current: CurrentRequest) -> None:
-    """Give the root logger its handler.
+def install(current: CurrentRequest) -> None:
+    """Give the root logger its handler, for text.
+
+    Args:
+        current: Where the request id is read from at each record.
+    """
+    handler = StandardOutputHandler()
+    handler.setFormatter(_in_utc(logging.Formatter(TEXT_FORMAT, TIME_FORMAT)))
+    handler.addFilter(RequestIdFilter(current))
+    logging.getLogger().addHandler(handler)
+
+
+def configure(log_format: str | None, level: str | None) -> None:
+    """Apply the function's configuration to what `install` has made.
 
     Args:
         log_format: `JSON`, or anything else for text (`AWS_LAMBDA_LOG_FORMAT`).
         level: Name of a level, or None for logging's default (`AWS_LAMBDA_LOG_LEVEL`).
-        current: Where the request id is read from at each record.
     """
-    handler = StandardOutputHandler()
-    formatter = JsonFormatter() if log_format == "JSON" else logging.Formatter(TEXT_FORMAT, TIME_FORMAT)
-    formatter.converter = time.gmtime
-    handler.setFormatter(formatter)
-    handler.addFilter(RequestIdFilter(current))
-    logger = logging.getLogger()
-    logger.addHandler(handler)
+    if log_format == "JSON":
+        for handler in logging.getLogger().handlers:
+            handler.setFormatter(_in_utc(JsonFormatter()))
     if level in ("TRACE", "DEBUG", "INFO", "WARNING", "WARN", "ERROR", "CRITICAL", "FATAL"):
-        logger.setLevel({"TRACE": "DEBUG", "WARN": "WARNING", "FATAL": "CRITICAL"}.get(level, level))
+        logging.getLogger().setLevel({"TRACE": "DEBUG", "WARN": "WARNING", "FATAL": "CRITICAL"}.get(level, level))
+
+
+def _in_utc(formatter: logging.Formatter) -> logging.Formatter:
+    formatter.converter = time.gmtime
+    return formatter

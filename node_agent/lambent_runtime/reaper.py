@@ -7,43 +7,54 @@ sandbox.
 A runtime process is forked before it is asked for and waits for its order with all done that does not depend on it: the
 fork and the first touch of its pages are most of a start.
 
-Orders on the control socket: `start` (descriptors: channel, log pipe), `kill`. Events: `ready` once, `exit` of the
-runtime process with its wait status, `killed` when nothing but the reaper is left. End of file is the order to exit.
+Orders on the control socket: `start` (descriptors: channel, log pipe), which the runtime process gets as it is, and
+`kill`. Events: `ready` once, `exit` of the runtime process of the n-th start order with its wait status, `killed` when
+nothing but the reaper is left. End of file is the order to exit.
+
+Little is done here in Python, and nothing in much of it: see `plan`, what a page costs that a forked process writes to.
 """
 
 from __future__ import annotations
 
+import array
 import contextlib
 import os
 import select
 import signal
-import socket
+from _socket import socketpair  # the classes of `socket` do more than is needed here
+from socket import AF_UNIX, CMSG_SPACE, MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOCK_SEQPACKET, SOL_SOCKET, SocketType
 
 from . import linux, messages
 
 EXIT_FORK_FAILED = 71
 """Status reported for a runtime process that could not be forked: `EX_OSERR` of sysexits.h."""
 
+_READY = messages.pack({"event": "ready"})
+_KILL = messages.pack({"order": "kill"})
+_KILLED = messages.pack({"event": "killed"})
+_EXIT = b'{"event": "exit", "generation": %d, "status": %d}'
+_SPACE = CMSG_SPACE(messages.MAX_DESCRIPTORS * array.array("i").itemsize)
+
 
 class Reaper:
     """Serves the control socket until end of file.
 
     Args:
-        control: Socket to the agent; owned from now on.
+        control: Descriptor of the socket to the agent; owned from now on.
+        children: Descriptor that is readable while a child has ended; owned from now on.
     """
 
-    def __init__(self, control: socket.socket) -> None:
-        self._control = control
+    def __init__(self, control: int, children: int) -> None:
+        self._control = SocketType(fileno=control)
         self._runtime_pid = 0
+        self._starts = 0  # start orders so far
         self._generation = 0  # of the order that the runtime process has; 0 while it waits for one
-        self._orders: socket.socket | None = None  # to the runtime process that waits
-        # No handler, or PID 1 would accept the signal; blocked, so that it is kept for the descriptor.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
-        self._children = linux.signal_descriptor({signal.SIGCHLD})
+        self._orders: SocketType | None = None  # to the runtime process that waits
+        self._children = children
 
-    def run(self) -> socket.socket:
+    def run(self) -> SocketType:
         """Serve; returns only in a forked runtime process, with the socket on which its order comes."""
-        messages.send(self._control, {"event": "ready"})
+        self._control.send(_READY)
         orders = self._fork_runtime()
         if orders is not None:
             return orders
@@ -60,15 +71,15 @@ class Reaper:
                     if orders is not None:
                         return orders
 
-    def _fork_runtime(self) -> socket.socket | None:
+    def _fork_runtime(self) -> SocketType | None:
         """Fork a runtime process that waits for its order.
 
         Returns:
             The socket on which the order comes, in the child; None in the reaper.
         """
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET)
         try:
-            pid = os.fork()
+            pid = linux.fork()
         except OSError:
             ours.close()  # the pids limit, or no memory: the next start order tries again and reports
             theirs.close()
@@ -88,37 +99,41 @@ class Reaper:
         except BlockingIOError:
             return
 
-    def _serve_order(self) -> socket.socket | None:
+    def _serve_order(self) -> SocketType | None:
         """Serve one order; the result is as of `run`."""
-        message, descriptors = messages.receive(self._control)
-        if message is None:
+        order, attached, _flags, _address = self._control.recvmsg(messages.MAX_MESSAGE_BYTES, _SPACE, MSG_CMSG_CLOEXEC)
+        if not order:
             os._exit(0)  # the agent has closed the sandbox, or is gone
-        if message["order"] == "kill":
+        if order == _KILL:
             self._kill_all()
             return None
+        descriptors = array.array("i")
+        for _level, _kind, data in attached:
+            descriptors.frombytes(data)
+        self._starts += 1
         if self._orders is None:
             orders = self._fork_runtime()
             if orders is not None:
                 for fd in descriptors:
                     os.close(fd)  # they come again with the order
                 return orders
-        self._generation = int(str(message["generation"]))
-        self._give_order(message, descriptors)
+        self._generation = self._starts
+        self._give_order(order, descriptors)
+        for fd in descriptors:
+            os.close(fd)
         return None
 
-    def _give_order(self, message: dict[str, object], descriptors: list[int]) -> None:
+    def _give_order(self, order: bytes, descriptors: array.array[int]) -> None:
         try:
             if self._orders is None:
                 raise BrokenPipeError
-            messages.send(self._orders, message, descriptors)
+            self._orders.sendmsg([order], [(SOL_SOCKET, SCM_RIGHTS, descriptors)])
             self._orders.close()
             self._orders = None
         except OSError:
             # It could not be forked, or died while it waited: for the agent it has failed to start.
             self._forget_waiting()
             self._report_exit(EXIT_FORK_FAILED << 8)
-        for fd in descriptors:
-            os.close(fd)
 
     def _forget_waiting(self) -> None:
         if self._orders is not None:
@@ -129,7 +144,7 @@ class Reaper:
         with contextlib.suppress(ProcessLookupError):
             os.kill(-1, signal.SIGKILL)  # all of this PID namespace but PID 1
         self._reap(0)
-        messages.send(self._control, {"event": "killed"})
+        self._control.send(_KILLED)
 
     def _reap(self, options: int) -> None:
         """Collect the dead: with WNOHANG those that there are, with 0 until there is no child left."""
@@ -148,4 +163,4 @@ class Reaper:
 
     def _report_exit(self, status: int) -> None:
         self._runtime_pid = 0
-        messages.send(self._control, {"event": "exit", "generation": self._generation, "status": status})
+        self._control.send(_EXIT % (self._generation, status))

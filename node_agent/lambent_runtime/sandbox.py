@@ -1,18 +1,21 @@
 """The sandbox recipe: what turns a fork of the zygote into PID 1 of a sandbox.
 
-It reads top to bottom, one system call a step; a step that fails names itself in its OSError and the process exits. The
-zygote has already put the process into a PID namespace of its own (it is PID 1 there) and has pivoted into the
-read-only root (`root`), of whose mounts the process takes a copy.
+It reads top to bottom, one system call a line, and is prepared by the zygote (`plan`); a call that fails names itself
+in its OSError and the process exits. The zygote has already put the process into a PID namespace of its own (it is PID
+1 there) and has pivoted into the read-only root (`root`), of whose mounts the process takes a copy.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import signal
 import socket
+import struct
 
 from . import linux
+from .plan import Plan, Register
 
 NAMESPACES = (
     linux.CLONE_NEWNS  # mounts of its own, a copy of the zygote's few
@@ -22,7 +25,12 @@ NAMESPACES = (
     | linux.CLONE_NEWCGROUP  # its own cgroup looks like the root of the hierarchy
 )
 
-HOST_NAME = "localhost"
+HOST_NAME = b"localhost"
+PROCESS_NAME = b"lambent-reaper"
+CONTROL = 3
+"""Descriptor of the control socket to the agent, once the recipe is through."""
+CHILDREN = CONTROL + 1
+"""Descriptor that is readable while a child has ended: signalfd(2), nonblocking."""
 
 MASKED_FILES = (
     "/proc/kcore",
@@ -53,85 +61,130 @@ LIMITS = (
     (resource.RLIMIT_MSGQUEUE, 819_200, 819_200),
 )
 
-_MASK = linux.MOUNT_ATTR_RDONLY | linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NOEXEC
+_READ_ONLY = linux.MOUNT_ATTR_RDONLY | linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NOEXEC
 _PROC_FLAGS = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
 
 
-def enter(uid: int, control: int, cgroups: list[int], mounts: list[tuple[int, str]]) -> None:
-    """Become PID 1 of a sandbox.
-
-    On return the process has no privilege, and no descriptor but `control` and `/dev/null`.
+class Recipe:
+    """Makes a fork of the zygote PID 1 of a sandbox. Prepared once, filled in for each fork.
 
     Args:
-        uid: UID and GID of the sandbox, used by no other one on this machine.
-        control: Descriptor of the control socket to the agent.
-        cgroups: Descriptors of the groups' `tasks` or `cgroup.procs`, one for each hierarchy.
-        mounts: Detached mounts and where they belong; the agent has made them slaves of its own.
-
-    Raises:
-        OSError: A step failed.
+        targets: Where the slot's mounts belong.
+        groups: Number of cgroup hierarchies.
     """
-    # 1. Into the cgroups, while the process is one thread and root. Writing 0 to `tasks` moves the caller alone, for
-    # which    the kernel does not wait for an RCU grace period (10 ms on an idle machine) as it does for another
-    # process.
-    for group in cgroups:
-        os.write(group, b"0")
-    # 2. Own namespaces. After step 1, so that the cgroup namespace is rooted at the sandbox's groups.
-    linux.unshare(NAMESPACES)
-    # 3. The slot's places: code and /tmp come in later through them, when the agent mounts over its side.
-    for fd, target in mounts:
-        linux.attach_mount(fd, target)
-    # 4. Own /proc: shows this PID namespace only.
-    linux.mount("proc", "/proc", "proc", _PROC_FLAGS)
-    # 5. What procfs says or does about the whole machine is hidden or read-only.
-    _mask_proc()
-    # 6. Loopback, as every program expects it. This socket is of the new network namespace.
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as any_socket:
-        linux.bring_loopback_up(any_socket.fileno())
-    # 7. The host's name is nobody's business.
-    linux.set_host_name(HOST_NAME)
-    # 8. The session keyring came with the fork from the agent's login session.
-    linux.join_new_session_keyring()
-    # 9. Limits of a process; those of the whole sandbox are its cgroups'.
-    for limit, soft, hard in LIMITS:
-        resource.setrlimit(limit, (soft, hard))
-    # 10. No capability can come back by execve, and UID 0 (which nobody here can become) would mean nothing.
-    linux.drop_bounding_set()
-    linux.lock_securebits()
-    # 11. Groups before UID: without CAP_SETGID they could not be changed any more.
-    os.setgroups([])
-    os.setresgid(uid, uid, uid)
-    os.setresuid(uid, uid, uid)
-    # 12. After step 10 a change of UID does not empty the capability sets as it usually would: each by name.
-    linux.clear_capabilities()
-    linux.set_no_new_privileges()
-    # 13. Same UID as the function's code, so: no ptrace of this process, none of its /proc files readable.
-    linux.set_dumpable(dumpable=False)
-    # 14. Dies with the zygote, which dies with the agent. After step 11, which would clear it.
-    linux.set_parent_death_signal(signal.SIGKILL)
-    # 15. Standard streams to the sandbox's own /dev/null, and nothing else but the control socket.
-    _keep_only(control)
-    # 16. New files are as usual; the directory exists in every sandbox.
-    os.umask(0o022)
-    os.chdir("/")
 
+    def __init__(self, targets: tuple[str, ...], groups: int) -> None:
+        self._uid = Register()
+        self._control = Register()
+        self._mounts = tuple(Register() for _ in targets)
+        self._groups = tuple(Register() for _ in range(groups))
+        self._plan = Plan()
+        self._describe(targets)
 
-def _mask_proc() -> None:
-    for path in MASKED_FILES:
-        if os.path.exists(path):
-            linux.bind("/dev/null", path, _MASK)
-    for path in MASKED_DIRECTORIES:
-        if os.path.isdir(path):
-            linux.bind("/var/empty", path, _MASK)
-    for path in READ_ONLY_PATHS:
-        if os.path.exists(path):
-            linux.bind(path, path, _MASK | linux.MOUNT_ATTR_NODEV)
+    def fill_in(self, uid: int, control: int, groups: list[int], mounts: list[int]) -> None:
+        """Set what differs from fork to fork.
 
+        Args:
+            uid: UID and GID of the sandbox, used by no other one on this machine.
+            control: Descriptor of the control socket to the agent.
+            groups: Descriptors of the groups' `tasks` or `cgroup.procs`, one for each hierarchy.
+            mounts: Detached mounts, in the order of the targets; the agent has made them slaves of its own.
+        """
+        self._uid.value, self._control.value = uid, control
+        for register, fd in zip(self._groups + self._mounts, groups + mounts):  # noqa: B905 - newer than CPython 3.9
+            register.value = fd
 
-def _keep_only(control: int) -> None:
-    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-    for standard in (0, 1, 2):
-        os.dup2(null, standard)
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    os.closerange(3, control)
-    os.closerange(control + 1, max(limit, control + 1))
+    def enter(self) -> None:
+        """Become PID 1 of the sandbox, without any privilege and any descriptor but `CONTROL` and `CHILDREN`.
+
+        Raises:
+            OSError: A step failed.
+        """
+        self._plan.carry_out()
+
+    def _describe(self, targets: tuple[str, ...]) -> None:
+        call = self._plan.add
+        # 0. The zygote leaves its dead to the kernel; PID 1 hears of them through a descriptor. No handler, or it would
+        # accept the signal; blocked, so that it is kept.
+        call("signal", signal.SIGCHLD, signal.SIG_DFL)
+        children = (1 << signal.SIGCHLD - 1).to_bytes(128, "little")
+        call("sigprocmask", signal.SIG_BLOCK, children, None)
+        # 1. Into the cgroups, while the process is one thread and root. Writing 0 to `tasks` moves the caller alone,
+        # for which the kernel does not wait for an RCU grace period (10 ms on an idle machine) as it does for another
+        # process.
+        for group in self._groups:
+            call("write", group, b"0", 1)
+        # 2. Own namespaces. After step 1, so that the cgroup namespace is rooted at the sandbox's groups.
+        call("unshare", NAMESPACES)
+        # 3. The slot's places: code and /tmp come in later through them, when the agent mounts over its side.
+        for mount, target in zip(self._mounts, targets):  # noqa: B905 - newer than CPython 3.9
+            place = os.fsencode(target)
+            call("syscall", linux.SYS_MOVE_MOUNT, mount, b"", linux.AT_FDCWD, place, linux.MOVE_MOUNT_F_EMPTY_PATH)
+        # 4. Own /proc: shows this PID namespace only.
+        call("mount", b"proc", b"/proc", b"proc", _PROC_FLAGS, None)
+        # 5. What procfs says or does about the whole machine is hidden or read-only.
+        for path in MASKED_FILES:
+            self._mount_over(b"/dev/null", path, _READ_ONLY)
+        for path in MASKED_DIRECTORIES:
+            self._mount_over(b"/var/empty", path, _READ_ONLY)
+        for path in READ_ONLY_PATHS:
+            self._mount_over(os.fsencode(path), path, _READ_ONLY | linux.MOUNT_ATTR_NODEV)
+        # 6. Loopback, as every program expects it, through any socket of the new network namespace.
+        loopback = Register()
+        call("socket", socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, 0, result=loopback)
+        call("ioctl", loopback, linux.SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", linux.IFF_UP | linux.IFF_RUNNING))
+        call("close", loopback)
+        # 7. The host's name is nobody's business.
+        call("sethostname", HOST_NAME, len(HOST_NAME))
+        # 8. The session keyring came with the fork from the agent's login session; without keyrings there is none.
+        if linux.SYS_KEYCTL:
+            call("syscall", linux.SYS_KEYCTL, linux.KEYCTL_JOIN_SESSION_KEYRING, None, ignored=errno.ENOSYS)
+        # 9. Limits of a process; those of the whole sandbox are its cgroups'.
+        for limit, soft, hard in LIMITS:
+            call("setrlimit", limit, struct.pack("@ll", soft, hard))
+        # 10. No capability can come back by execve, and UID 0 (which nobody here can become) would mean nothing.
+        for capability in linux.known_capabilities():
+            self._prctl(linux.PR_CAPBSET_DROP, capability)
+        self._prctl(linux.PR_SET_SECUREBITS, linux.SECUREBITS_LOCKED)
+        # 11. Groups before UID: without CAP_SETGID they could not be changed any more.
+        call("setgroups", 0, None)
+        call("setresgid", self._uid, self._uid, self._uid)
+        call("setresuid", self._uid, self._uid, self._uid)
+        # 12. After step 10 a change of UID does not empty the capability sets as it usually would: each by name.
+        self._prctl(linux.PR_CAP_AMBIENT, linux.PR_CAP_AMBIENT_CLEAR_ALL)
+        call("capset", struct.pack("Ii", linux.CAPABILITY_VERSION_3, 0), bytes(24))
+        self._prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+        # 13. Same UID as the function's code, so: no ptrace of this process, none of its /proc files readable.
+        self._prctl(linux.PR_SET_DUMPABLE, 0)
+        # 14. Dies with the zygote, which dies with the agent. After step 11, which would clear it.
+        self._prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+        # 15. Standard streams to the sandbox's own /dev/null, and nothing else but the control socket.
+        null = Register()
+        call("open", b"/dev/null", os.O_RDWR | os.O_CLOEXEC, result=null)
+        for standard in (0, 1, 2):
+            call("dup2", null, standard)
+        call("dup2", self._control, CONTROL)
+        call("syscall", linux.SYS_CLOSE_RANGE, CONTROL + 1, linux.LAST_DESCRIPTOR, 0)
+        call("signalfd", -1, children, os.O_CLOEXEC | os.O_NONBLOCK)  # becomes CHILDREN, the lowest number free
+        # 16. New files are as usual; the directory exists in every sandbox.
+        call("umask", 0o022)
+        call("chdir", b"/")
+        call("prctl", linux.PR_SET_NAME, PROCESS_NAME, 0, 0, 0)
+
+    def _prctl(self, option: int, first: int) -> None:
+        self._plan.add("prctl", option, first, 0, 0, 0)
+
+    def _mount_over(self, source: bytes, target: str, attributes: int) -> None:
+        """Bind `source` over a path of procfs, if this kernel has it. Nobody else sees the mounts of the sandbox."""
+        path, argument = os.fsencode(target), struct.pack("QQQQ", attributes, 0, 0, 0)
+        self._plan.add("mount", source, path, None, linux.MS_BIND, None, ignored=errno.ENOENT)
+        self._plan.add(
+            "syscall",
+            linux.SYS_MOUNT_SETATTR,
+            linux.AT_FDCWD,
+            path,
+            0,
+            argument,
+            len(argument),
+            ignored=errno.ENOENT,
+        )

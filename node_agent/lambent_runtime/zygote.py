@@ -37,20 +37,6 @@ PRELOADED = (
 """What the handlers of the world import first. Memory and time are paid once a zygote, not once an environment."""
 
 
-class ForkOrder:
-    """What a forked sandbox needs: see `sandbox.enter`."""
-
-    __slots__ = ("cgroups", "control", "mounts", "uid")
-
-    def __init__(self, message: dict[str, object], descriptors: list[int]) -> None:
-        targets = message["mounts"]
-        assert isinstance(targets, list)
-        self.uid = int(str(message["uid"]))
-        self.control = descriptors[0]
-        self.mounts = list(zip(descriptors[1:], targets))  # noqa: B905 - `strict` is newer than CPython 3.9
-        self.cgroups = descriptors[1 + len(targets) :]
-
-
 def main(connection_fd: int, agent_pid: int, base: str, package: str, prefixes: list[str]) -> None:
     """Run as zygote until the agent closes the connection; in forks, as reaper and runtime.
 
@@ -73,26 +59,23 @@ def main(connection_fd: int, agent_pid: int, base: str, package: str, prefixes: 
     root.enter(base, package, prefixes)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps; the agent watches each sandbox through its pidfd
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    bootstrap.prepare()
     gc.collect()
     gc.disable()
     gc.freeze()
 
-    connection = socket.socket(fileno=connection_fd)
-    order = _serve(connection, namespace)
+    recipe, control = _serve(socket.socket(fileno=connection_fd), namespace)
 
     # From here on: PID 1 of a sandbox.
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    control = socket.socket(fileno=order.control)
     try:
-        sandbox.enter(order.uid, order.control, order.cgroups, order.mounts)
+        recipe.enter()
     except OSError as error:
-        messages.send(control, {"event": "failed", "error": str(error)})
+        os.write(control, messages.pack({"event": "failed", "error": str(error)}))
         os._exit(1)
-    linux.set_process_name("lambent-reaper")
-    orders = reaper.Reaper(control).run()
+    orders = reaper.Reaper(sandbox.CONTROL, sandbox.CHILDREN).run()
 
     # From here on: the runtime process of the sandbox.
-    bootstrap.run(orders)
+    bootstrap.run(socket.socket(fileno=orders.detach()))
 
 
 def _preload() -> None:
@@ -107,6 +90,7 @@ def _preload() -> None:
     site.setcopyright()
     site.sethelper()
     handler.remember_preloaded()
+    os.environ.clear()  # the function has its own
     os.environ["TZ"] = bootstrap.DEFAULT_TIME_ZONE
     time.tzset()
     # Tables that the first use would build in every environment anew.
@@ -114,19 +98,27 @@ def _preload() -> None:
     random.getrandbits(1)
 
 
-def _serve(connection: socket.socket, namespace: int) -> ForkOrder:
-    """Serve fork orders; returns only in a forked child, with its order."""
+def _serve(connection: socket.socket, namespace: int) -> tuple[sandbox.Recipe, int]:
+    """Serve fork orders; returns only in a forked child, with its recipe and the descriptor of its control socket."""
+    recipe, prepared_for = sandbox.Recipe((), 0), ((), 0)
     messages.send(connection, {"event": "ready"})
     while True:
         message, descriptors = messages.receive(connection)
         if message is None:
             os._exit(0)
+        targets = message["mounts"]
+        assert isinstance(targets, list)
+        control, mounts, groups = descriptors[0], descriptors[1 : 1 + len(targets)], descriptors[1 + len(targets) :]
+        if prepared_for != (tuple(targets), len(groups)):  # as a rule, only before the first fork
+            prepared_for = tuple(targets), len(groups)
+            recipe = sandbox.Recipe(*prepared_for)
+        recipe.fill_in(int(str(message["uid"])), control, groups, mounts)
         try:
             linux.unshare(linux.CLONE_NEWPID)
-            pid = os.fork()
+            pid = linux.fork()
             if pid == 0:
-                connection.detach()  # `sandbox.enter` closes the descriptor; this object must not do it later
-                return ForkOrder(message, descriptors)
+                connection.detach()  # the recipe closes the descriptor; this object must not do it later
+                return recipe, control
             linux.setns(namespace, linux.CLONE_NEWPID)
             process = os.pidfd_open(pid)
         except OSError as error:
