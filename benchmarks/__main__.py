@@ -7,48 +7,64 @@ import json
 import os
 import statistics
 import sys
+import time
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
 from rich.console import Console
-from rich.table import Table
 
+from benchmarks.bounds import MIN_ENVIRONMENTS, memory_rows, timed_rows
 from benchmarks.cluster import cluster
-from benchmarks.floors import Echo, bwrap_command, echo, run_ms
+from benchmarks.floors import Echo, FloorMissingError, bwrap_command, echo, run_ms
 from benchmarks.invocations import EVENT, FULL_MIB, Suite
-from benchmarks.measure import percentile, rate_per_s, sequential_ms
+from benchmarks.measure import percentile
+from benchmarks.rows import Row, as_json, as_table
 from lambent import AsyncClient
 
 _MEMORY_MIB = 262_144
 """Declared, not present: 100 environments of 1,769 MB are to fit, and none of them touches its memory."""
 
+_ENVIRONMENT_COUNTS = (1, 10, 100)
+_FUNCTION_COUNTS = (1, 100, 1_000)
+_STEPS_OF_A_ROUND = 4
 
-@dataclass(frozen=True)
-class Row:
-    """One line of the table. `must` and `aim` bound the ratio; a throughput's from below, all others from above."""
 
-    figure: str
-    value: float
-    unit: str
-    floor: float | None = None
-    must: float | None = None
-    aim: float | None = None
-    larger_is_better: bool = False
+class Progress:
+    """Says on standard error what is measured now, and how much there is."""
+
+    def __init__(self, steps: int) -> None:
+        self._steps = steps
+        self._step = 0
+        self._start = time.monotonic()
+
+    def begin(self, step: str) -> None:
+        """Say what comes next."""
+        self._step += 1
+        click.echo(f"{time.monotonic() - self._start:5.0f} s  {self._step:2}/{self._steps}  {step} ...", err=True)
+
+
+@dataclass
+class Measurement:
+    """What was measured.
+
+    Attributes:
+        rows: The lines of the table.
+        python: The interpreter of the zygote, which bubblewrap runs for the floor of a cold start.
+        bwrap_ms: Median of that floor; None when it could not be taken.
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    python: str = ""
+    bwrap_ms: float | None = None
 
     @property
-    def ratio(self) -> float | None:
-        """Value over floor."""
-        return None if not self.floor else self.value / self.floor
-
-    @property
-    def reached(self) -> bool:
-        """True when nothing must be reached, or it is."""
-        measured = self.value if self.floor is None else self.ratio
-        if self.must is None or measured is None:
-            return True
-        return measured >= self.must if self.larger_is_better else measured <= self.must
+    def caption(self) -> str:
+        """Say what the cold start is compared with."""
+        took = "was not measured" if self.bwrap_ms is None else f"takes {self.bwrap_ms:.2f} ms (p50)"
+        return f"Floor of a cold start: bwrap --unshare-all {self.python} -I -S -c pass, which {took}."
 
 
 @click.command()
@@ -59,102 +75,116 @@ class Row:
 @click.option("--scaling/--no-scaling", default=True, show_default=True, help="Also measure cost as work grows.")
 def main(rounds: int, json_path: Path | None, *, scaling: bool) -> None:
     """Measure Lambent against floors taken in the same run; status 1 when a bound is missed."""
-    rows = asyncio.run(_measure(rounds, scaling=scaling))
-    _show(rows)
+    found = asyncio.run(_measure(rounds, scaling=scaling))
+    Console(width=None if sys.stdout.isatty() else 140).print(as_table(found.rows, found.caption))
     if json_path is not None:
-        figures = [asdict(row) | {"ratio": row.ratio, "reached": row.reached} for row in rows]
-        json_path.write_text(json.dumps({"cores": os.cpu_count(), "rows": figures}, indent=2) + "\n")
-    sys.exit(0 if all(row.reached for row in rows) else 1)
+        python = {"path": found.python, "bwrap_ms": found.bwrap_ms}
+        figures = {"cores": os.cpu_count(), "python": python, "rows": as_json(found.rows)}
+        json_path.write_text(json.dumps(figures, indent=2) + "\n")
+    sys.exit(0 if all(row.reached for row in found.rows) else 1)
 
 
-async def _measure(rounds: int, *, scaling: bool) -> list[Row]:
-    samples: defaultdict[str, list[float]] = defaultdict(list)
-    async with echo() as floor, cluster(_MEMORY_MIB) as running, AsyncClient(data_dir=running.data_dir) as client:
-        suite = Suite(running, client)
-        await suite.prepare()
-        for number in range(rounds):
-            click.echo(f"round {number + 1} of {rounds} ...", err=True)
-            await _round(suite, floor, samples)
-        memory = suite.memory_mib()
-        rows = _rows(samples, memory)
+async def _measure(rounds: int, *, scaling: bool) -> Measurement:
+    steps = rounds * _STEPS_OF_A_ROUND + 1
+    progress = Progress(steps + (len(_ENVIRONMENT_COUNTS + _FUNCTION_COUNTS) if scaling else 0))
+    async with echo() as floor:
+        found = await _bounds(floor, rounds, progress)
         if scaling:
-            click.echo("cost as work grows ...", err=True)
-            rows += await _scaling(suite)
-    return rows
+            found.rows += await _growing_environments(floor, progress)
+            found.rows += await _growing_functions(floor, progress)
+    return found
 
 
-async def _round(suite: Suite, floor: Echo, samples: defaultdict[str, list[float]]) -> None:
+async def _suite(stack: AsyncExitStack) -> Suite:
+    running = await stack.enter_async_context(cluster(_MEMORY_MIB))
+    return Suite(running, await stack.enter_async_context(AsyncClient(data_dir=running.data_dir)))
+
+
+async def _bounds(floor: Echo, rounds: int, progress: Progress) -> Measurement:
+    """Take the figures that have bounds, on one cluster."""
+    samples: defaultdict[str, list[float]] = defaultdict(list)
+    async with AsyncExitStack() as stack:
+        suite = await _suite(stack)
+        await suite.prepare()
+        python = suite.python
+        try:
+            bwrap, missing = bwrap_command(python), ""
+        except FloorMissingError as error:
+            bwrap, missing = None, str(error)
+        for number in range(1, rounds + 1):
+            await _round(suite, floor, bwrap, samples, progress, f"round {number} of {rounds}")
+        progress.begin("memory at rest")
+        await suite.fill_environments(MIN_ENVIRONMENTS)
+        rows = [*timed_rows(samples, missing), *memory_rows(suite.memory())]
+    return Measurement(rows, python, statistics.median(samples["bwrap"]) if samples["bwrap"] else None)
+
+
+async def _round(
+    suite: Suite,
+    floor: Echo,
+    bwrap: list[str] | None,
+    samples: defaultdict[str, list[float]],
+    progress: Progress,
+    title: str,
+) -> None:
     """Take one sample of everything, floors and figures in turn."""
-
-    async def echo_call() -> bytes:
-        return await floor.call(EVENT)
-
+    progress.begin(f"{title}: warm calls")
     for _ in range(5):
-        samples["echo"].append(percentile(await sequential_ms(echo_call, 300), 0.5))
-        samples["warm"].append(percentile(await suite.warm_ms("empty", 300), 0.5))
-        samples["warm 128"].append(percentile(await suite.warm_ms("empty-128", 100), 0.5))
-    samples["warm p99"].append(percentile(await suite.warm_ms("empty", 1_000), 0.99))
+        samples["echo"].append(percentile(await floor.sequential_ms(EVENT, 300), 50))
+        samples["warm"].append(percentile(await suite.warm_ms("empty", 300), 50))
+        samples["warm 128"].append(percentile(await suite.warm_ms("empty-128", 100), 50))
+    progress.begin(f"{title}: warm calls beside large payloads")
+    samples["p99"].append(percentile(await suite.warm_ms("empty", 1_000), 99))
     async with suite.large_payloads():
-        samples["warm p99 beside"].append(percentile(await suite.warm_ms("empty", 1_000), 0.99))
-    samples["echo rate"].append(await rate_per_s(echo_call, in_flight=50, seconds=3))
-    rate, cpu_s = await suite.throughput("empty", 3)
-    samples["rate"].append(rate)
-    samples["cpu"].append(cpu_s)
-    command = bwrap_command(suite.python, suite.python_prefix)
+        samples["p99 beside"].append(percentile(await suite.warm_ms("empty", 1_000), 99))
+    progress.begin(f"{title}: throughput")
+    for figure, (rate, cpu_s) in (
+        ("echo", await floor.throughput(EVENT, in_flight=50, seconds=3)),
+        ("invocations", await suite.throughput("empty", 3)),
+    ):
+        samples[f"{figure} rate"].append(rate)
+        samples[f"{figure} cpu"].append(cpu_s)
+    progress.begin(f"{title}: cold starts")
     for _ in range(10):
-        if command is not None:
+        if bwrap is not None:
             await asyncio.sleep(0.2)
-            samples["bwrap"].append(await asyncio.to_thread(run_ms, command))
+            samples["bwrap"].append(await asyncio.to_thread(run_ms, bwrap))
         samples["cold"] += await suite.cold_ms(1, FULL_MIB)
     samples["cold 128"] += await suite.cold_ms(5, 128)
 
 
-def _rows(samples: defaultdict[str, list[float]], memory: dict[str, float]) -> list[Row]:
-    def middle(name: str) -> float:
-        return statistics.median(samples[name]) if samples[name] else 0.0
-
-    return [
-        Row("warm sequential p50, 1,769 MB", middle("warm"), "ms", middle("echo"), 2.0, 1.4),
-        Row("warm sequential p50, 128 MB", middle("warm 128"), "ms", middle("echo")),
-        Row("warm p99 beside two clients of 6 MB", middle("warm p99 beside"), "ms", middle("warm p99"), 5.0, 2.0),
-        Row("cold start p50, 1,769 MB, 200 ms apart", middle("cold"), "ms", middle("bwrap"), 1.2, 0.3),
-        Row("cold start p50, 128 MB, 200 ms apart", middle("cold 128"), "ms", middle("bwrap")),
-        Row("throughput, 64 in flight", middle("rate"), "/s", middle("echo rate"), 1.5, 3.0, larger_is_better=True),
-        Row("CPU per 1,000 invocations, all processes", middle("cpu"), "s"),
-        Row("memory of the scheduler, idle (PSS)", memory["scheduler"], "MiB", must=120, aim=80),
-        Row("memory of the agent, idle (PSS)", memory["agent"], "MiB", must=120, aim=80),
-        Row("memory of one warm environment (PSS)", memory["environment"], "MiB", must=4, aim=2),
-    ]
-
-
-async def _scaling(suite: Suite) -> list[Row]:
+async def _growing_environments(floor: Echo, progress: Progress) -> list[Row]:
+    """Take warm calls with more and more environments alive, from one on, on a fresh cluster."""
     rows = []
-    for count in (1, 10, 100):
-        await suite.fill_environments(count)
-        warm = percentile(await suite.warm_ms("empty", 300), 0.5)
-        rows.append(Row(f"warm p50 with {count} environments alive", warm, "ms"))
-    for count in (1, 100, 1_000):
-        await suite.fill_functions(count)
-        warm = percentile(await suite.warm_ms("empty", 300), 0.5)
-        rows.append(Row(f"warm p50 with {count} more functions deployed", warm, "ms"))
+    async with AsyncExitStack() as stack:
+        suite = await _suite(stack)
+        await suite.prepare_empty()
+        for count in _ENVIRONMENT_COUNTS:
+            progress.begin(f"environments alive: {count:,}")
+            alive = await suite.fill_environments(count)
+            rows.append(await _warm_row(suite, floor, f"warm p50, environments alive: {alive:,}"))
     return rows
 
 
-def _show(rows: list[Row]) -> None:
-    table = Table(title=f"Lambent on {os.cpu_count()} cores")
-    for name in ("figure", "value", "floor", "ratio", "must", "aim", ""):
-        table.add_column(name, justify="left" if name == "figure" else "right")
-    for row in rows:
-        table.add_row(
-            row.figure,
-            f"{row.value:,.2f} {row.unit}" if row.value < 1_000 else f"{row.value:,.0f} {row.unit}",
-            "" if row.floor is None else f"{row.floor:,.2f}",
-            "" if row.ratio is None else f"{row.ratio:.2f} x",
-            "" if row.must is None else f"{row.must:g}",
-            "" if row.aim is None else f"{row.aim:g}",
-            "" if row.must is None else ("[green]reached[/]" if row.reached else "[red]missed[/]"),
-        )
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+async def _growing_functions(floor: Echo, progress: Progress) -> list[Row]:
+    """Take warm calls with more and more functions deployed, from one on, on a fresh cluster."""
+    rows = []
+    async with AsyncExitStack() as stack:
+        suite = await _suite(stack)
+        await suite.prepare_empty()
+        for count in _FUNCTION_COUNTS:
+            progress.begin(f"functions deployed: {count:,}")
+            deployed = await suite.fill_functions(count)
+            rows.append(await _warm_row(suite, floor, f"warm p50, functions deployed: {deployed:,}"))
+    return rows
+
+
+async def _warm_row(suite: Suite, floor: Echo, figure: str) -> Row:
+    warm, echoed = [], []
+    for _ in range(3):
+        echoed.append(percentile(await floor.sequential_ms(EVENT, 300), 50))
+        warm.append(percentile(await suite.warm_ms("empty", 300), 50))
+    return Row(figure, statistics.median(warm), "ms", "echo p50", statistics.median(echoed))
 
 
 if __name__ == "__main__":

@@ -1,18 +1,17 @@
-"""A cluster of one node for a measurement, started as a user starts it."""
+"""A cluster of one node for a measurement, started as a user starts it, and its processes."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import os
 import sys
 import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.processes import command_line, descendants
+from benchmarks.processes import arguments, children, descendants
+from lambent_supervisor.data_directory import DataDirectory
 
 _UP_TIMEOUT_S = 60
 _DOWN_TIMEOUT_S = 30
@@ -24,15 +23,49 @@ class BenchmarkCluster:
 
     Attributes:
         data_dir: Its data directory.
-        supervisor_pid: The process above all of its parts.
     """
 
     data_dir: Path
-    supervisor_pid: int
 
-    def processes(self) -> dict[int, str]:
-        """Give the command line of each of its processes."""
-        return {pid: command_line(pid) for pid in descendants(self.supervisor_pid)}
+    @property
+    def supervisor(self) -> int:
+        """The process above all of its parts."""
+        holder = DataDirectory(self.data_dir).holder()
+        assert holder is not None, f"no supervisor runs for {self.data_dir}"
+        return holder.pid
+
+    def parts(self, name: str) -> list[int]:
+        """Give the supervisor's children of a name: the scheduler, or the agents."""
+        return [pid for pid in children(self.supervisor) if name in arguments(pid)]
+
+    def zygotes(self) -> list[int]:
+        """Give the fork servers of all agents, one for each interpreter."""
+        return [
+            pid
+            for agent in self.parts("agent")
+            for pid in children(agent)
+            if any("zygote.main" in word for word in arguments(pid))
+        ]
+
+    def environments(self) -> dict[int, list[list[int]]]:
+        """Give the environments of functions below each zygote that has some.
+
+        Returns:
+            By zygote, the processes of each: its reaper, the runtime and what that started. The agent also keeps blank
+            sandboxes, with a runtime that waits; those have no code yet and are left out.
+        """
+        found = {
+            zygote: [descendants(reaper) for reaper in children(zygote) if _has_code(reaper)]
+            for zygote in self.zygotes()
+        }
+        return {zygote: environments for zygote, environments in found.items() if environments}
+
+
+def _has_code(reaper: int) -> bool:
+    try:
+        return any(Path(f"/proc/{reaper}/root/var/task").iterdir())
+    except (FileNotFoundError, ProcessLookupError):
+        return False  # it has ended
 
 
 @contextlib.asynccontextmanager
@@ -43,9 +76,9 @@ async def cluster(memory_mib: int) -> AsyncIterator[BenchmarkCluster]:
         command = [sys.executable, "-m", "lambent"]
         ports = ["--grpc-port", "0", "--http-port", "0", "--nodes", "1", "--memory", str(memory_mib)]
         up = [*command, "up", "--data-dir", str(data_dir), *ports, "--detach", "--output", "json"]
-        json.loads(await _run(up, _UP_TIMEOUT_S))
+        await _run(up, _UP_TIMEOUT_S)
         try:
-            yield BenchmarkCluster(data_dir, _supervisor_pid(data_dir))
+            yield BenchmarkCluster(data_dir)
         finally:
             await _run([*command, "down", "--data-dir", str(data_dir)], _DOWN_TIMEOUT_S)
 
@@ -57,16 +90,3 @@ async def _run(command: list[str], timeout_s: float) -> bytes:
     if process.returncode != 0:
         raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
     return output
-
-
-def _supervisor_pid(data_dir: Path) -> int:
-    """Find the process that was started for this data directory and is nobody's child here."""
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
-            continue
-        with contextlib.suppress(OSError):
-            words = command_line(int(entry.name))
-            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            if str(data_dir) in words and " up " in f" {words} " and str(data_dir) not in command_line(parent):
-                return int(entry.name)
-    raise SystemExit(f"no supervisor runs for {data_dir}")

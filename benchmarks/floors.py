@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
 import subprocess
 import sys
@@ -14,17 +15,39 @@ from typing import TYPE_CHECKING
 import grpc.aio
 
 from benchmarks.echo_server import METHOD
+from benchmarks.measure import rate_per_s, sequential_ms
+from benchmarks.processes import cpu_seconds
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
 
+class FloorMissingError(Exception):
+    """This machine cannot run what a figure is compared with."""
+
+
 @dataclass(frozen=True)
 class Echo:
-    """A running echo server with a client."""
+    """A running echo server with a client.
+
+    Attributes:
+        call: Sends bytes and gives them back.
+        pid: The server; the client is this process.
+    """
 
     call: Callable[[bytes], Awaitable[bytes]]
     pid: int
+
+    async def sequential_ms(self, payload: bytes, count: int) -> list[float]:
+        """Time calls one after another, in milliseconds each."""
+        return await sequential_ms(lambda: self.call(payload), count)
+
+    async def throughput(self, payload: bytes, *, in_flight: int, seconds: float) -> tuple[float, float]:
+        """Give calls per second, and CPU seconds of client and server per 1,000 calls."""
+        pids = [os.getpid(), self.pid]
+        before = cpu_seconds(pids)
+        rate = await rate_per_s(lambda: self.call(payload), in_flight=in_flight, seconds=seconds)
+        return rate, (cpu_seconds(pids) - before) / (rate * seconds) * 1_000
 
 
 @contextlib.asynccontextmanager
@@ -37,24 +60,46 @@ async def echo() -> AsyncIterator[Echo]:
     try:
         port = int(await asyncio.wait_for(process.stdout.readline(), timeout=20))
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            yield Echo(call=channel.unary_unary(METHOD), pid=process.pid)
+            call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(METHOD)
+            yield Echo(call, process.pid)
     finally:
         process.kill()
         await process.wait()
 
 
-def bwrap_command(python: str, prefix: str) -> list[str] | None:
-    """Give the command that a system without zygotes must run for each cold start; None without bubblewrap."""
-    if (bwrap := shutil.which("bwrap")) is None:
-        return None
+def bwrap_command(python: str, search_path: str | None = None) -> list[str]:
+    """Give the command that a system without zygotes must run for each cold start.
+
+    Args:
+        python: The interpreter.
+        search_path: Where to look for bubblewrap; PATH unless given.
+
+    Raises:
+        FloorMissingError: There is no bubblewrap, or it cannot make a sandbox here.
+    """
+    if (bwrap := shutil.which("bwrap", path=search_path)) is None:
+        raise FloorMissingError("bubblewrap is not installed")
     binds = [word for path in ("/usr", "/lib", "/lib64") for word in ("--ro-bind-try", path, path)]
+    prefix = subprocess.run(
+        [python, "-I", "-S", "-c", "import sys; print(sys.base_prefix)"], check=True, capture_output=True, text=True
+    ).stdout.strip()
     if not prefix.startswith("/usr"):
         binds += ["--ro-bind", prefix, prefix]
-    return [bwrap, "--unshare-all", *binds, "--proc", "/proc", "--dev", "/dev", python, "-I", "-S", "-c", "pass"]
+    command = [bwrap, "--unshare-all", *binds, "--proc", "/proc", "--dev", "/dev", python, "-I", "-S", "-c", "pass"]
+    run_ms(command)
+    return command
 
 
 def run_ms(command: list[str]) -> float:
-    """Time one run of a command, in milliseconds."""
+    """Time one run of a command, in milliseconds.
+
+    Raises:
+        FloorMissingError: It failed.
+    """
     start = time.perf_counter()
-    subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
-    return (time.perf_counter() - start) * 1e3
+    done = subprocess.run(command, check=False, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    duration_ms = (time.perf_counter() - start) * 1e3
+    if done.returncode != 0:
+        reason = done.stderr.strip() or f"it ended with status {done.returncode}"
+        raise FloorMissingError(f"{os.path.basename(command[0])} does not run here: {reason}")
+    return duration_ms

@@ -6,15 +6,16 @@ import asyncio
 import contextlib
 import io
 import os
+import statistics
 import sys
 import time
 import zipfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 
 from benchmarks.cluster import BenchmarkCluster
 from benchmarks.measure import rate_per_s, sequential_ms
-from benchmarks.processes import cpu_seconds, descendants, pss_mib
+from benchmarks.processes import arguments, cpu_seconds, descendants, pss_mib
 from lambent import AsyncClient
 
 _HANDLERS = b"""
@@ -41,7 +42,30 @@ _COLD_SPACING_S = 0.2
 
 _WARM_UP = 200
 
-_ENVIRONMENT_PROCESSES = 2
+_DEPLOYMENTS_IN_FLIGHT = 8
+
+_FILL_ATTEMPTS = 6
+
+
+@dataclass(frozen=True)
+class Memory:
+    """PSS of the processes of a cluster at rest, in MiB; None where no such process was found.
+
+    Attributes:
+        scheduler: The scheduler.
+        agent: The node agent, without zygotes and environments.
+        zygote: The fork server of the interpreter that serves the functions.
+        all_zygotes: Those of all interpreters.
+        environment: Median of the environments: reaper, runtime and what it started.
+        environments: How many were alive.
+    """
+
+    scheduler: float | None
+    agent: float | None
+    zygote: float | None
+    all_zygotes: float | None
+    environment: float | None
+    environments: int
 
 
 def _package() -> bytes:
@@ -59,15 +83,23 @@ class Suite:
     cluster: BenchmarkCluster
     client: AsyncClient
     cold_started: int = 0
+    sleepers: int = 0
 
     async def prepare(self) -> None:
-        """Deploy the functions, and warm what is to be warm."""
-        code = _package()
-        for name, memory_mib in (("empty", FULL_MIB), ("empty-128", 128), ("large", FULL_MIB)):
-            handler = f"functions.{name.partition('-')[0]}"
-            await self.client.deploy(name, code, handler=handler, memory_mib=memory_mib, timeout_s=60)
-        for name in ("empty", "empty-128"):
-            await sequential_ms(lambda name=name: self.client.invoke(name, EVENT), _WARM_UP)
+        """Deploy the functions of the rounds, and warm what is to be warm."""
+        await self.prepare_empty()
+        await self._deploy("empty-128", "empty", 128)
+        await self._deploy("large", "large", FULL_MIB)
+        await self.warm_ms("empty-128", _WARM_UP)
+
+    async def prepare_empty(self) -> None:
+        """Deploy the empty function alone, and warm one environment of it."""
+        await self._deploy("empty", "empty", FULL_MIB)
+        await self.warm_ms("empty", _WARM_UP)
+
+    async def _deploy(self, name: str, handler: str, memory_mib: int) -> None:
+        handler = f"functions.{handler}"
+        await self.client.deploy(name, _package(), handler=handler, memory_mib=memory_mib, timeout_s=60)
 
     async def warm_ms(self, name: str, count: int) -> list[float]:
         """Time sequential calls of a warm function."""
@@ -76,7 +108,7 @@ class Suite:
     async def throughput(self, name: str, seconds: float) -> tuple[float, float]:
         """Give calls per second with 64 in flight, and CPU seconds of all processes per 1,000 calls."""
         await rate_per_s(lambda: self.client.invoke(name, EVENT), in_flight=64, seconds=1)
-        pids = [os.getpid(), *descendants(self.cluster.supervisor_pid)]
+        pids = [os.getpid(), *descendants(self.cluster.supervisor)]
         before = cpu_seconds(pids)
         rate = await rate_per_s(lambda: self.client.invoke(name, EVENT), in_flight=64, seconds=seconds)
         return rate, (cpu_seconds(pids) - before) / (rate * seconds) * 1000
@@ -87,8 +119,7 @@ class Suite:
         for _ in range(count):
             self.cold_started += 1
             name = f"cold-{self.cold_started}"
-            code = _package()
-            await self.client.deploy(name, code, handler="functions.empty", memory_mib=memory_mib, timeout_s=60)
+            await self._deploy(name, "empty", memory_mib)
             await asyncio.sleep(spacing_s)
             start = time.perf_counter()
             result = await self.client.invoke(name, EVENT)
@@ -118,38 +149,55 @@ class Suite:
     @property
     def python(self) -> str:
         """The interpreter of the zygote that serves the functions here."""
-        return os.path.realpath(sys.executable)
+        (interpreter,) = {arguments(zygote)[0] for zygote in self.cluster.environments()}
+        return interpreter
 
-    @property
-    def python_prefix(self) -> str:
-        """Where its standard library is."""
-        return sys.base_prefix
+    async def fill_environments(self, count: int) -> int:
+        """Have `count` environments alive, each of them warm; gives how many there are.
 
-    async def fill_environments(self, count: int) -> None:
-        """Have at least `count` environments alive."""
-        await self.client.deploy("sleeper", _package(), handler="functions.sleeper", memory_mib=128, timeout_s=60)
-        events = [{"seconds": 1 + count / 50}] * count
-        async for _ in self.client.map("sleeper", events, concurrency=count):
-            pass
+        All calls of a burst sleep at the same time, so that none can have the environment of another. A busy machine
+        may start them more slowly than they sleep; then they sleep longer.
+        """
+        await self._deploy("sleeper", "sleeper", 128)
+        alive = (await self.client.status()).environments
+        for attempt in range(_FILL_ATTEMPTS):
+            if alive >= count:
+                break
+            burst = count - alive + self.sleepers
+            event = {"seconds": (1 + burst / 50) * 2**attempt}
+            async for _ in self.client.map("sleeper", [event] * burst, concurrency=burst):
+                pass
+            before, alive = alive, (await self.client.status()).environments
+            self.sleepers += alive - before
+        return alive
 
-    async def fill_functions(self, count: int) -> None:
-        """Have `count` functions that nobody calls."""
-        code = _package()
-        for number in range(count):
-            await self.client.deploy(f"idle-{number}", code, handler="functions.empty", timeout_s=60)
+    async def fill_functions(self, count: int) -> int:
+        """Have `count` functions deployed, of which nobody calls the new ones; gives how many there are."""
+        deployed = len([function async for function in self.client.functions.list()])
+        gate = asyncio.Semaphore(_DEPLOYMENTS_IN_FLIGHT)
 
-    def memory_mib(self) -> dict[str, float]:
-        """Give the PSS of scheduler and agent, and of one warm environment; call it when nothing runs."""
-        processes = self.cluster.processes()
-        figures = {
-            part: sum(
-                pss_mib(pid) for pid, words in processes.items() if f" {part} " in words and "zygote" not in words
-            )
-            for part in ("scheduler", "agent")
-        }
-        zygotes = {pid for pid, words in processes.items() if "zygote" in words}
-        # A zygote's children are reapers; a reaper and the runtime below it are one environment.
-        reapers = [pid for pid in zygotes if len(zygotes & set(descendants(pid))) == _ENVIRONMENT_PROCESSES]
-        environments = [sum(map(pss_mib, descendants(pid))) for pid in reapers]
-        figures["environment"] = sum(environments) / max(1, len(environments))
-        return figures
+        async def deploy(number: int) -> None:
+            async with gate:
+                await self._deploy(f"idle-{number}", "empty", 128)
+
+        async with asyncio.TaskGroup() as deployments:
+            for number in range(deployed, count):
+                deployments.create_task(deploy(number))
+        return len([function async for function in self.client.functions.list()])
+
+    def memory(self) -> Memory:
+        """Measure the processes; call it when nothing runs."""
+
+        def pss_of(pids: Iterable[int]) -> float | None:
+            return sum(map(pss_mib, pids)) or None
+
+        zygotes = self.cluster.environments()
+        environments = [sum(map(pss_mib, pids)) for below in zygotes.values() for pids in below]
+        return Memory(
+            scheduler=pss_of(self.cluster.parts("scheduler")),
+            agent=pss_of(self.cluster.parts("agent")),
+            zygote=pss_of(zygotes),
+            all_zygotes=pss_of(self.cluster.zygotes()),
+            environment=statistics.median(environments) if environments else None,
+            environments=len(environments),
+        )

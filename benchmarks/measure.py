@@ -10,10 +10,16 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 
-def percentile(values: list[float], share: float) -> float:
-    """Give the value below which `share` of the values lie (nearest rank)."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+def percentile(values: list[float], percent: int) -> float:
+    """Give the smallest of the values that at least `percent` in a hundred of them do not exceed (nearest rank).
+
+    Raises:
+        ValueError: There are no values, or `percent` is not in [1, 100].
+    """
+    if not values or not 1 <= percent <= 100:
+        raise ValueError(f"percentile {percent} of {len(values)} values")
+    rank = -(-percent * len(values) // 100)  # rounded up
+    return sorted(values)[rank - 1]
 
 
 async def sequential_ms(call: Callable[[], Awaitable[object]], count: int) -> list[float]:

@@ -1,22 +1,27 @@
-"""CPU time and memory of process trees, from /proc."""
+"""Process trees, their CPU time and their memory, from /proc."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 from pathlib import Path
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
+def children(pid: int) -> list[int]:
+    """Give the children of a process; none once it has ended."""
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            found += map(int, task.read_text().split())
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
 def descendants(pid: int) -> list[int]:
     """Give a process and everything below it, less what ends meanwhile."""
-    found = [pid]
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        for task in Path(f"/proc/{pid}/task").glob("*/children"):
-            for child in task.read_text().split():
-                found.extend(descendants(int(child)))
-    return found
+    return [pid, *(below for child in children(pid) for below in descendants(child))]
 
 
 def cpu_seconds(pids: list[int]) -> float:
@@ -43,10 +48,10 @@ def pss_mib(pid: int) -> float:
     raise ValueError(f"no Pss line for process {pid}")
 
 
-def command_line(pid: int) -> str:
-    """Give the command of a process, words joined by spaces; "" once it has ended."""
+def arguments(pid: int) -> list[str]:
+    """Give the command of a process; empty once it has ended."""
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
-        return ""
-    return words.replace(b"\0", b" ").decode(errors="replace").strip()
+        return []
+    return words.decode(errors="replace").rstrip("\0").split("\0")

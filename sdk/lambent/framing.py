@@ -44,6 +44,10 @@ _BODIES_SHARE_BYTES = 2 * MAX_PIECE_BYTES
 _BATCH_FRAMES = 256
 """Most frames in a batch; at this size the cost of the message itself no longer shows."""
 
+_GATHER_FROM_CALLS = 5
+"""Calls in flight from which more frames are likely to come at once. With fewer each frame leaves as soon as it can: on
+a machine whose cores are taken, giving way costs milliseconds."""
+
 _GATHER_TURNS = 8
 """Most turns of the event loop in which a stream waits for more frames: some 100 microseconds, less than a message."""
 
@@ -60,10 +64,11 @@ class Body(Generic[FrameT]):
     """One direction of one call whose body is longer than a frame.
 
     Pieces are pushed by the side that has them and leave in order while there is credit. `on_sent` tells the bytes that
-    left, which is how a relay passes credit on to its own sender.
+    left, which is how a relay passes credit on to its own sender. Short frames that were sent before the body was made,
+    its call's OPEN among them, leave before its first piece.
     """
 
-    __slots__ = ("_buffered", "_credit", "_end", "_make_data", "_on_sent", "_pieces", "_queued", "_writer")
+    __slots__ = ("_after", "_buffered", "_credit", "_end", "_make_data", "_on_sent", "_pieces", "_queued", "_writer")
 
     def __init__(
         self,
@@ -79,6 +84,7 @@ class Body(Generic[FrameT]):
         self._credit = INITIAL_CREDIT_BYTES
         self._end: FrameT | None = None
         self._queued = False
+        self._after = writer._sent  # noqa: SLF001 - two halves of one mechanism
 
     @property
     def buffered_bytes(self) -> int:
@@ -141,17 +147,29 @@ class Body(Generic[FrameT]):
         return self._make_data(piece), size
 
 
+def _no_calls() -> int:
+    return 0
+
+
 class FrameWriter(Generic[FrameT]):
     """The writing side of a stream: batches by itself, one write in flight.
 
     Args:
         write: Sends a batch as one message and returns when the stream has taken it.
+        calls_in_flight: Tells how many calls the stream carries; from `_GATHER_FROM_CALLS` on frames are gathered.
         high_water_frames: Above this many waiting frames `wait_writable` waits. It bounds what a peer that does not
             read can make us hold; callers that produce frames from input stop reading the input meanwhile.
     """
 
-    def __init__(self, write: Callable[[list[FrameT]], Awaitable[None]], *, high_water_frames: int = 4096) -> None:
+    def __init__(
+        self,
+        write: Callable[[list[FrameT]], Awaitable[None]],
+        calls_in_flight: Callable[[], int] = _no_calls,
+        *,
+        high_water_frames: int = 4096,
+    ) -> None:
         self._write = write
+        self._calls_in_flight = calls_in_flight
         self._high_water_frames = high_water_frames
         self._frames: deque[tuple[FrameT, int]] = deque()
         self._bodies: deque[Body[FrameT]] = deque()
@@ -159,10 +177,14 @@ class FrameWriter(Generic[FrameT]):
         self._drained: asyncio.Event = asyncio.Event()
         self._drained.set()
         self._closing = False
+        # Short frames ever sent, and how many of them have been put into a batch.
+        self._sent = 0
+        self._taken = 0
 
     def send(self, frame: FrameT, size: int = 0) -> None:
         """Append a short frame with a payload of `size` bytes, at most 64 KiB."""
         self._frames.append((frame, size))
+        self._sent += 1
         if self._wakeup is not None:
             self._wake()
         elif len(self._frames) > self._high_water_frames:
@@ -186,7 +208,7 @@ class FrameWriter(Generic[FrameT]):
         """Send batches until closed or the stream fails; the stream's own exception goes up."""
         loop = asyncio.get_running_loop()
         while True:
-            if self._frames:
+            if self._frames and self._calls_in_flight() >= _GATHER_FROM_CALLS:
                 await self._gather()
             batch = self._take_batch()
             if batch:
@@ -201,9 +223,8 @@ class FrameWriter(Generic[FrameT]):
         """Let more frames join those that wait, for as long as more come.
 
         No timer: each turn lets the processes and callbacks that are ready run, and the second turn that brings nothing
-        ends it, so that an idle stream loses a few microseconds. On two cores a message costs as much as ten frames in
-        it, and without this a busy stream sends one or two frames a message, since the kernel runs whoever has just
-        been woken.
+        ends it. On two cores a message costs as much as ten frames in it, and without this a busy stream sends one or
+        two frames a message, since the kernel runs whoever has just been woken.
         """
         idle_turns = 0
         for _ in range(_GATHER_TURNS):
@@ -233,6 +254,7 @@ class FrameWriter(Generic[FrameT]):
             frame, size = frames.popleft()
             batch.append(frame)
             room -= size + _FRAME_OVERHEAD_BYTES
+        self._taken += len(batch)
         if len(frames) <= self._high_water_frames:
             self._drained.set()
         # One piece of each body in turn, and at most one round a batch: new short frames get the next batch's front.
@@ -240,6 +262,9 @@ class FrameWriter(Generic[FrameT]):
             if room <= 0:
                 break
             body = self._bodies.popleft()
+            if body._after > self._taken:  # noqa: SLF001 - two halves of one mechanism
+                self._bodies.append(body)  # its call is not open yet
+                continue
             body._queued = False  # noqa: SLF001 - two halves of one mechanism
             if (taken := body._next_frame()) is None:  # noqa: SLF001 - as above
                 continue

@@ -182,3 +182,18 @@ async def test_a_body_moves_however_many_short_frames_wait() -> None:
         writer.send(("short", b"y" * 60_000), 60_000)
     await _run_to_end(writer, stream)
     assert all("body" in {name for name, _ in batch} for batch in stream.batches[:2])
+
+
+async def test_a_body_never_leaves_before_the_opening_of_its_call() -> None:
+    """The receiver drops pieces of a call that it does not know yet, and the payload arrives with a hole."""
+    stream = Stream()
+    writer: FrameWriter[Frame] = FrameWriter(stream.write)
+    for number in range(20):
+        writer.send((f"open {number}", b""), MAX_PIECE_BYTES)
+        body = _body(writer, f"piece {number}")
+        body.push(b"x")
+        body.finish((f"end {number}", b""))
+    names = [name for name, _ in await _run_to_end(writer, stream)]
+    assert len(names) == 60
+    for number in range(20):
+        assert names.index(f"open {number}") < names.index(f"piece {number}") < names.index(f"end {number}")

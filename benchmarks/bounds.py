@@ -1,0 +1,65 @@
+"""The figures that have bounds, each beside its floor."""
+
+from __future__ import annotations
+
+import statistics
+
+from benchmarks.invocations import Memory
+from benchmarks.rows import Row
+
+MIN_ENVIRONMENTS = 20
+"""Least number alive when the memory of one is taken: what they share with their zygote is divided among them."""
+
+
+def timed_rows(samples: dict[str, list[float]], no_bwrap: str) -> list[Row]:
+    """Make the rows of the rounds; `no_bwrap` says why the floor of a cold start is missing."""
+    get = {name: statistics.median(values) for name, values in samples.items() if values}.get
+    echo_ms, bwrap_ms = get("echo"), get("bwrap")
+    rate, cpu_s = get("invocations rate"), get("invocations cpu")
+    return [
+        Row("warm sequential p50, 1,769 MB", get("warm"), "ms", "echo p50", echo_ms, must=2.0, aim=1.4),
+        Row("warm sequential p50, 128 MB", get("warm 128"), "ms", "echo p50", echo_ms),
+        Row("warm p99 beside two clients of 6 MB", get("p99 beside"), "ms", "p99 alone", get("p99"), must=5.0, aim=2.0),
+        Row(
+            "cold start p50, 1,769 MB, 200 ms apart",
+            get("cold"),
+            "ms",
+            "bwrap p50",
+            bwrap_ms,
+            must=1.2,
+            aim=0.3,
+            missing=no_bwrap,
+        ),
+        Row("cold start p50, 128 MB, 200 ms apart", get("cold 128"), "ms", "bwrap p50", bwrap_ms, missing=no_bwrap),
+        Row(
+            "throughput, 64 in flight",
+            rate,
+            "/s",
+            "echo, 50 in flight",
+            get("echo rate"),
+            must=1.5,
+            aim=3.0,
+            larger_is_better=True,
+        ),
+        Row("CPU per 1,000 invocations, all processes", cpu_s, "s", "echo's client and server", get("echo cpu")),
+    ]
+
+
+def memory_rows(memory: Memory) -> list[Row]:
+    """Make the rows of a cluster at rest."""
+    none = "no such process was found"
+    few = f"only {memory.environments} are alive" if memory.environments < MIN_ENVIRONMENTS else ""
+    return [
+        Row("memory of the scheduler, idle (PSS)", memory.scheduler, "MiB", must=120, aim=80, missing=none),
+        Row("memory of the agent, idle (PSS)", memory.agent, "MiB", must=120, aim=80, missing=none),
+        Row("memory of the zygote (PSS)", memory.zygote, "MiB", missing=none),
+        Row("memory of the zygotes of all interpreters (PSS)", memory.all_zygotes, "MiB", missing=none),
+        Row(
+            f"memory of one warm environment of {memory.environments} (PSS)",
+            None if few else memory.environment,
+            "MiB",
+            must=4,
+            aim=2,
+            missing=few,
+        ),
+    ]
