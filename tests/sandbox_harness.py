@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lambent_node_agent.sandbox import RuntimeProcess, Sandbox, SandboxConfig, SandboxHost
+from lambent_node_agent.sandbox.zygote_client import Zygote
 from lambent_runtime import channel
 
 REQUEST_ID = "11111111-2222-4333-8444-555555555555"
@@ -32,24 +33,29 @@ class Function:
 
     sandbox: Sandbox
     process: RuntimeProcess
-    parser: channel.FrameParser = field(default_factory=lambda: channel.FrameParser(channel.FROM_RUNTIME))
-    frames: list[tuple[channel.Kind, bytes]] = field(default_factory=list)
+    received: bytearray = field(default_factory=bytearray)
 
     async def frame(self) -> tuple[channel.Kind, bytes]:
         """Wait for the next frame; EOFError when the runtime has closed the channel."""
-        loop = asyncio.get_running_loop()
-        while not self.frames:
-            data = await loop.sock_recv(self.process.channel, 1 << 16)
+        length, kind = channel.HEADER.unpack(await self._receive(channel.HEADER.size))
+        assert length <= channel.FROM_RUNTIME[kind]
+        return channel.Kind(kind), await self._receive(length)
+
+    async def _receive(self, size: int) -> bytes:
+        while len(self.received) < size:
+            data = await asyncio.get_running_loop().sock_recv(self.process.channel, 1 << 16)
             if not data:
                 raise EOFError
-            self.frames += self.parser.feed(data)
-        return self.frames.pop(0)
+            self.received += data
+        taken = bytes(self.received[:size])
+        del self.received[:size]
+        return taken
 
     async def send(self, event: object = None, **header: Any) -> None:
         """Send an invocation; bytes go as they are."""
         body = event if isinstance(event, bytes) else json.dumps(event).encode()
         values = {"request_id": REQUEST_ID, "deadline_ms": int(time.time() * 1000) + 3000, "invoked_function_arn": ARN}
-        frame = channel.encode_invoke(channel.InvokeHeader(**{**values, **header}), body)
+        frame = b"".join(channel.encode_invoke(channel.InvokeHeader(**{**values, **header}), body))
         await asyncio.get_running_loop().sock_sendall(self.process.channel, frame)
 
     async def invoke(self, event: object = None, **header: Any) -> Any:
@@ -158,7 +164,38 @@ class Lab:
 async def lab(directory: Path, owner: str, pool_size: int = 0) -> AsyncIterator[Lab]:
     """Run a host; at the end nothing of it may be left."""
     async with SandboxHost(config(directory, owner, pool_size)) as host:
+        async with asyncio.timeout(30):
+            await host.wait_until_filled()
         yield Lab(host, directory)
 
 
-__all__ = ["ARN", "OWN_RUNTIME", "REQUEST_ID", "Function", "Lab", "config", "lab"]
+def processes_of(sandbox: Sandbox) -> list[int]:
+    """Return the processes in a sandbox's groups."""
+    texts = [(directory / "cgroup.procs").read_text() for directory in sandbox._slot.group._directories.values()]
+    return sorted({int(pid) for text in texts for pid in text.split()})
+
+
+def zygote_of(host: SandboxHost) -> Zygote:
+    """Return the running zygote of our own interpreter."""
+    zygote = host._supplies[OWN_RUNTIME]._zygote
+    assert zygote is not None
+    return zygote
+
+
+def pool_of(host: SandboxHost) -> list[Sandbox]:
+    """Return the blank sandboxes that wait for functions of our own interpreter."""
+    return list(host._supplies[OWN_RUNTIME]._pool)
+
+
+__all__ = [
+    "ARN",
+    "OWN_RUNTIME",
+    "REQUEST_ID",
+    "Function",
+    "Lab",
+    "config",
+    "lab",
+    "pool_of",
+    "processes_of",
+    "zygote_of",
+]

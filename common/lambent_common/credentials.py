@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
+
+from lambent.errors import InvalidParameterError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,7 +25,7 @@ class Credentials:
     """The secrets of one daemon; everything may be absent, as with an etcd that asks for none.
 
     Attributes:
-        token: Bearer token of the gRPC services, the HTTP door and NodeService; empty when the cluster asks for none.
+        token: Bearer token of the gRPC services and of the nodes' doors; empty when the cluster asks for none.
         etcd_ca: PEM of the authority that signed etcd's certificate; None means plain text.
         etcd_cert: PEM of the client certificate for etcd.
         etcd_key: PEM of its private key.
@@ -42,19 +45,46 @@ class Credentials:
         """Read a credentials directory; None gives empty credentials.
 
         Raises:
-            OSError: The directory does not exist, or a file in it cannot be read.
+            OSError: The directory does not exist, holds no token, or a file in it cannot be read.
         """
         if path is None:
             return cls()
         if not path.is_dir():
             raise NotADirectoryError(f"the credentials directory {path} does not exist")
+        # Without one the doors would be open, and a copy that broke off looks just so.
+        if not (token := _text(path / TOKEN_FILE)):
+            raise FileNotFoundError(f"the credentials directory {path} holds no {TOKEN_FILE}, or an empty one")
         return cls(
-            token=_text(path / TOKEN_FILE) or "",
+            token=token,
             etcd_ca=_bytes(path / ETCD_CA_FILE),
             etcd_cert=_bytes(path / ETCD_CERTIFICATE_FILE),
             etcd_key=_bytes(path / ETCD_KEY_FILE),
             nats_user=_text(path / NATS_USER_FILE),
             nats_password=_text(path / NATS_PASSWORD_FILE),
+        )
+
+
+def check_open_door(listen: str, token: str) -> None:
+    """Refuse to listen without a token where others than this machine can connect.
+
+    Args:
+        listen: host:port.
+        token: Empty for none.
+
+    Raises:
+        InvalidParameterError: There is no token, and the host is not a loopback address.
+    """
+    host = listen.rpartition(":")[0].strip("[]")
+    if token or host == "localhost":
+        return
+    try:
+        loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback:
+        raise InvalidParameterError(
+            f"{listen} can be reached from other machines and there is no token: whoever connects could run code here. "
+            "Give --credentials, or say --no-token if that is meant"
         )
 
 

@@ -39,6 +39,10 @@ _SERVER_OPTIONS = (
     ("grpc.so_reuseport", 0),
 )
 
+_MAX_RPCS = 4_096
+"""Calls that a server has under way, streams included: above the concurrency of an account, so that it is the account's
+limit that callers meet, and a bound to what they can make the server hold; gRPC refuses more as RESOURCE_EXHAUSTED."""
+
 _KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 _Handler = Callable[[Any, Any], Any]
 
@@ -133,7 +137,9 @@ class GrpcServer:
     """
 
     def __init__(self, *, token: str, services: Sequence[str]) -> None:
-        self.server = grpc.aio.server(interceptors=(_Interceptor(token),), options=_SERVER_OPTIONS)
+        self.server = grpc.aio.server(
+            interceptors=(_Interceptor(token),), options=_SERVER_OPTIONS, maximum_concurrent_rpcs=_MAX_RPCS
+        )
         self._services = services
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
@@ -156,9 +162,13 @@ class GrpcServer:
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         return port
 
+    async def announce_stop(self) -> None:
+        """Say NOT_SERVING, and go on serving who comes all the same."""
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+
     async def stop(self, grace_s: float) -> None:
         """Say NOT_SERVING, let running calls finish for `grace_s` seconds, then end them."""
-        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self.announce_stop()
         await self.server.stop(grace_s)
 
     async def _set_health(self, status: int) -> None:

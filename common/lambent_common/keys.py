@@ -16,11 +16,6 @@ PARTITION_OWNERS = f"{ROOT}partitions/"
 CONCURRENCY = f"{ROOT}concurrency/"
 
 
-def accounts_prefix() -> str:
-    """Prefix of everything that belongs to accounts."""
-    return ACCOUNTS
-
-
 def functions_prefix(account: str) -> str:
     """Prefix of all functions of an account."""
     return f"{ACCOUNTS}{account}/functions/"

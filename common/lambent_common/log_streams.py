@@ -41,8 +41,8 @@ def log_subject(account: str, function_name: str) -> str:
     return f"{SUBJECT_PREFIX}.{shard_of(account, function_name)}.{account}.{function_name}"
 
 
-async def ensure_log_streams(js: JetStreamContext, *, replicas: int = 1) -> None:
-    """Make the streams, or bring their bounds up to date. Any number of daemons may do so at once.
+async def ensure_log_streams(js: JetStreamContext) -> None:
+    """Make the streams that do not exist. Any number of daemons may do so at once.
 
     Raises:
         UnavailableError: JetStream does not answer.
@@ -58,7 +58,6 @@ async def ensure_log_streams(js: JetStreamContext, *, replicas: int = 1) -> None
                 discard=api.DiscardPolicy.OLD,
                 storage=api.StorageType.FILE,
                 compression=api.StoreCompression.S2,
-                num_replicas=replicas,
                 max_bytes=_STREAM_BYTES,
                 max_age=_MAX_AGE_S,
                 max_msgs_per_subject=_BATCHES_PER_FUNCTION,

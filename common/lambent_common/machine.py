@@ -1,8 +1,9 @@
-"""What memory and CPUs this process may use: the machine's, or its cgroup's where that is less."""
+"""What this process may use: memory and CPUs of the machine, or of its cgroup where that is less, and descriptors."""
 
 from __future__ import annotations
 
 import os
+import resource
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,15 @@ def read_machine(root: Path = Path("/")) -> Machine:
     limits = [_memory_total(root), *_cgroup_memory_limits(root)]
     cpus = [float(len(os.sched_getaffinity(0))), *_cgroup_cpu_limits(root)]
     return Machine(memory_mib=min(limits) // MEBIBYTE, cpus=min(cpus))
+
+
+def raise_open_files_limit() -> None:
+    """Raise this process's soft limit of descriptors to its hard one; children inherit it.
+
+    The soft limit is 1,024 by custom, for programs that use select(2).
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _memory_total(root: Path) -> int:

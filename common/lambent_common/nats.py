@@ -33,9 +33,14 @@ _PENDING_BYTES = 8 * 1024 * 1024
 # Every request to JetStream is answered within this time or counts as failed.
 REQUEST_TIMEOUT_S = 5.0
 
+# What is stored survives the loss of one member of three.
+REPLICAS = 3
+
 # JetStream's error codes: https://github.com/nats-io/nats-server/blob/main/server/errors.json
 STREAM_NAME_IN_USE = 10058
 STREAM_NOT_FOUND = 10059
+# No suitable peers for placement; replicas > 1 not supported in non-clustered mode.
+TOO_FEW_MEMBERS = frozenset({10005, 10074})
 WRONG_LAST_SEQUENCE = 10071
 
 log = structlog.get_logger(__name__)
@@ -58,7 +63,8 @@ async def connect_nats(urls: Sequence[str], credentials: Credentials, name: str,
 
     async def on_error(error: Exception) -> None:
         nonlocal last_error
-        last_error = error
+        if not isinstance(error, OSError) or not isinstance(last_error, nats.errors.Error):
+            last_error = error  # what a server said tells more than that it then closed the connection
         log.warning("nats_error", connection=name, error=str(error) or type(error).__name__)
 
     async def on_disconnect() -> None:
@@ -120,15 +126,22 @@ async def jetstream_errors(doing: str) -> AsyncIterator[None]:
 
 
 async def ensure_stream(js: JetStreamContext, config: api.StreamConfig) -> None:
-    """Make a stream, or give the one there is this configuration. Any number of processes may do so at once.
+    """Make a stream when there is none of its name. Any number of processes may do so at once.
+
+    A stream that is there stays as it is: its bounds and replicas are the operator's, by `nats stream edit`. A new one
+    gets `REPLICAS` replicas where the cluster has as many members, else one.
 
     Raises:
         UnavailableError: JetStream does not answer.
     """
     async with jetstream_errors(f"the stream {config.name}"):
-        try:
-            await js.add_stream(config)
-        except nats.js.errors.APIError as error:
-            if error.err_code != STREAM_NAME_IN_USE:
-                raise
-            await js.update_stream(config)
+        for replicas in (REPLICAS, 1):
+            try:
+                await js.add_stream(config.evolve(num_replicas=replicas))
+            except nats.js.errors.APIError as error:
+                if error.err_code == STREAM_NAME_IN_USE:
+                    return
+                if replicas == 1 or error.err_code not in TOO_FEW_MEMBERS:
+                    raise
+            else:
+                return

@@ -79,7 +79,7 @@ class PackageStore:
         self._js = js
 
     @classmethod
-    async def open(cls, js: JetStreamContext, *, replicas: int = 1) -> Self:
+    async def open(cls, js: JetStreamContext) -> Self:
         """Give the store; the bucket is made when it does not exist."""
         config = api.StreamConfig(
             name=_STREAM,
@@ -87,7 +87,6 @@ class PackageStore:
             subjects=[f"{_CHUNK_PREFIX}>", f"{_META_PREFIX}>"],
             discard=api.DiscardPolicy.NEW,
             storage=api.StorageType.FILE,
-            num_replicas=replicas,
             allow_rollup_hdrs=True,
             allow_direct=True,
         )

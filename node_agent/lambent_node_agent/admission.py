@@ -59,9 +59,6 @@ class Admission:
         """Sum of all reservations."""
         return self._reserved
 
-    def __len__(self) -> int:
-        return len(self._held)
-
     def reserve(self, environment_id: str, *, memory_mib: int, disk_mib: int) -> None:
         """Reserve what an environment of this size needs.
 

@@ -24,7 +24,7 @@ class Attachment:
     def __init__(self, scheduler_id: str, write: Callable[[list[node_pb2.NodeEvent]], Awaitable[None]]) -> None:
         self.scheduler_id = scheduler_id
         self.calls: dict[int, Call] = {}
-        self.writer: FrameWriter[node_pb2.NodeEvent] = FrameWriter(write)
+        self.writer: FrameWriter[node_pb2.NodeEvent] = FrameWriter(write, lambda: len(self.calls))
         self.lost = False
 
     def forget(self, call: Call) -> None:

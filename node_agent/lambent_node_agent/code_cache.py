@@ -9,15 +9,13 @@ import tempfile
 from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from pathlib import Path
+from typing import Final, Protocol
 
 import structlog
 
 from lambent.errors import InvalidParameterError, NoCapacityError
 from lambent_common import archive
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 log = structlog.get_logger(__name__)
 
@@ -25,8 +23,12 @@ log = structlog.get_logger(__name__)
 DEFAULT_CAPACITY_BYTES: Final = 5 * 1024 * 1024 * 1024
 # 50 MiB over a slow network; the caller's own patience is shorter.
 _FETCH_TIMEOUT_S: Final = 60.0
+# Zips of up to 50 MiB that are here before their code is: on a slow link a large one holds up no small one, and the
+# disk that they take is bounded.
+_TAKE_AT_ONCE: Final = 8
 # Unpacking is zlib in a thread: more at once than CPUs only fills the disk faster than it can be bounded.
 _UNPACK_AT_ONCE: Final = 2
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _SHA256_DIGITS: Final = 64
 _TEMPORARY_PREFIX: Final = ".unpacking-"
 
@@ -48,20 +50,27 @@ class _Entry:
 class CodeCache:
     """Directories of unpacked code. What an environment uses is never removed.
 
+    It survives the agent and not the machine: nothing is forced to the disk, so after a power cut a file may be there
+    and its content not. Code lies in a directory of the machine's boot; another boot's is removed.
+
     Args:
         directory: The agent's own; made when it does not exist.
-        capacity_bytes: Most bytes of unpacked code. Packages that are being unpacked come on top, two at most.
+        capacity_bytes: Most bytes of unpacked code. Packages that are being unpacked come on top, two at most, and up
+            to eight zips that are being fetched.
         source: Where a package comes from that is not here.
     """
 
     def __init__(self, directory: Path, source: PackageSource, *, capacity_bytes: int = DEFAULT_CAPACITY_BYTES) -> None:
-        self._directory = directory
+        self._root = directory
+        self._directory = directory / _BOOT_ID.read_text().strip()
         self._source = source
         self._capacity_bytes = capacity_bytes
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._size_bytes = 0
         self._arriving: dict[str, asyncio.Task[_Entry]] = {}
+        self._taking = asyncio.Semaphore(_TAKE_AT_ONCE)
         self._unpacking = asyncio.Semaphore(_UNPACK_AT_ONCE)
+        self._changing = asyncio.Lock()  # of what is held: one makes room or takes it at a time
 
     @property
     def size_bytes(self) -> int:
@@ -73,10 +82,11 @@ class CodeCache:
 
     async def open(self) -> None:
         """Take over what an earlier run left, and remove what it left unfinished."""
+        await asyncio.to_thread(_keep_only, self._root, self._directory)
         for sha256, entry in await asyncio.to_thread(_scan, self._directory):
             self._entries[sha256] = entry
             self._size_bytes += entry.size_bytes
-        await self._evict(0)
+        await self._make_room(0)
 
     async def acquire(self, sha256: str) -> Path:
         """Give the directory of a package's code, fetched and unpacked when it is not here; release it after use.
@@ -118,25 +128,27 @@ class CodeCache:
             log.warning("code_not_fetched", code_sha256=sha256, error=str(error))
 
     async def _add(self, sha256: str) -> _Entry:
-        async with self._unpacking:
-            path = self._directory / sha256
-            work = await asyncio.to_thread(tempfile.mkdtemp, prefix=_TEMPORARY_PREFIX, dir=self._directory)
-            unpacked = path.with_name(os.path.basename(work))
+        async with self._taking:
+            work = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix=_TEMPORARY_PREFIX, dir=self._directory))
             try:
-                package = unpacked / "package.zip"
-                await self._source.fetch(sha256, package, _FETCH_TIMEOUT_S)
-                size_bytes = await asyncio.to_thread(_unpack, package, unpacked / "code")
-                await self._evict(size_bytes)
-                await asyncio.to_thread((unpacked / "code").rename, path)
+                await self._source.fetch(sha256, work / "package.zip", _FETCH_TIMEOUT_S)
+                async with self._unpacking:
+                    size_bytes = await asyncio.to_thread(_unpack, work / "package.zip", work / "code")
+                    async with self._changing:
+                        await self._make_room(size_bytes)
+                        return await self._hold(sha256, work / "code", size_bytes)
             finally:
-                await asyncio.to_thread(shutil.rmtree, unpacked, ignore_errors=True)
-            entry = _Entry(path, size_bytes)
-            self._entries[sha256] = entry
-            self._size_bytes += size_bytes
-            return entry
+                await asyncio.to_thread(shutil.rmtree, work, ignore_errors=True)
 
-    async def _evict(self, needed_bytes: int) -> None:
-        """Make room, the least recently used first."""
+    async def _hold(self, sha256: str, code: Path, size_bytes: int) -> _Entry:
+        entry = _Entry(self._directory / sha256, size_bytes)
+        await asyncio.to_thread(code.rename, entry.path)
+        self._entries[sha256] = entry
+        self._size_bytes += size_bytes
+        return entry
+
+    async def _make_room(self, needed_bytes: int) -> None:
+        """Remove code that is not in use, the least recently used first; one caller at a time."""
         idle = [sha256 for sha256, entry in self._entries.items() if not entry.references]
         for sha256 in idle:
             if self._size_bytes + needed_bytes <= self._capacity_bytes:
@@ -146,10 +158,7 @@ class CodeCache:
                 continue
             del self._entries[sha256]
             self._size_bytes -= entry.size_bytes
-            # Renamed first: a directory under its digest is complete, whenever the agent dies.
-            doomed = entry.path.with_name(f"{_TEMPORARY_PREFIX}gone-{sha256}")
-            entry.path.rename(doomed)
-            await asyncio.to_thread(shutil.rmtree, doomed, ignore_errors=True)
+            await asyncio.to_thread(_remove, entry.path)
             log.info("code_evicted", code_sha256=sha256, size_bytes=entry.size_bytes)
         if self._size_bytes + needed_bytes > self._capacity_bytes:
             raise NoCapacityError(
@@ -164,9 +173,23 @@ def _unpack(package: Path, destination: Path) -> int:
     return archive.extract(package, destination).unzipped_bytes
 
 
+def _remove(path: Path) -> None:
+    """Remove complete code. Moved away first: a directory under its digest is complete, whenever the agent dies."""
+    doomed = tempfile.mkdtemp(prefix=_TEMPORARY_PREFIX, dir=path.parent)
+    path.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _keep_only(root: Path, directory: Path) -> None:
+    """Make a directory, and remove everything beside it."""
+    directory.mkdir(parents=True, exist_ok=True, mode=0o755)
+    for other in root.iterdir():
+        if other != directory:
+            shutil.rmtree(other, ignore_errors=True)
+
+
 def _scan(directory: Path) -> list[tuple[str, _Entry]]:
     """List what is complete, the least recently changed first, and remove the rest."""
-    directory.mkdir(parents=True, exist_ok=True, mode=0o755)
     found: list[tuple[float, str, _Entry]] = []
     for path in directory.iterdir():
         if path.name.startswith("."):

@@ -12,9 +12,11 @@ import uvloop
 from lambent.errors import LambentError
 from lambent_common.credentials import Credentials
 from lambent_common.logging import configure_logging
-from lambent_node_agent.config import AgentConfig, default_cpus, default_memory_mib, parse_labels
+from lambent_common.machine import DEFAULT_MEMORY_SHARE, raise_open_files_limit, read_machine
+from lambent_common.priority import prefer_daemon
+from lambent_node_agent.config import AgentConfig, parse_controllers, parse_labels
 from lambent_node_agent.daemon import serve
-from lambent_node_agent.sandbox import enter_private_mount_namespace
+from lambent_node_agent.sandbox import SandboxError, enter_private_mount_namespace
 
 
 @click.command()
@@ -25,12 +27,13 @@ from lambent_node_agent.sandbox import enter_private_mount_namespace
     type=click.Path(path_type=Path, file_okay=False),
     help="Directory with token, etcd-ca.pem, etcd-client.pem, etcd-client.key, nats.user, nats.password.",
 )
+@click.option("--insecure", is_flag=True, help="Serve without a token: whoever reaches the port may run code here.")
 @click.option(
     "--listen",
     default="127.0.0.1:0",
     show_default=True,
     metavar="HOST:PORT",
-    help="gRPC address, which schedulers must reach; port 0 picks a free one.",
+    help="Address that schedulers must reach; port 0 picks a free one.",
 )
 @click.option(
     "--state-dir",
@@ -47,7 +50,7 @@ from lambent_node_agent.sandbox import enter_private_mount_namespace
     metavar="MIB",
     help="Memory for functions, in MiB.  [default: 80 % of what the machine or its cgroup has]",
 )
-@click.option("--cpus", type=click.FloatRange(min=0.1), metavar="N", help="CPUs for functions.  [default: all]")
+@click.option("--cpus", type=click.FloatRange(min=0.001), metavar="N", help="CPUs for functions.  [default: all]")
 @click.option("--label", "labels", multiple=True, metavar="K=V", help="A label of the node; may be repeated.")
 @click.option(
     "--owner",
@@ -71,6 +74,12 @@ from lambent_node_agent.sandbox import enter_private_mount_namespace
     metavar="SECONDS",
     help="How long running invocations may take after SIGTERM.",
 )
+@click.option(
+    "--allow-missing",
+    default="",
+    metavar="NAME[,NAME]",
+    help="Control group controllers (memory, pids) that functions may run without where the machine has none.",
+)
 @click.option("--ready-fd", type=int, hidden=True, help="Descriptor for the line that says where it serves.")
 @click.option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
@@ -79,6 +88,7 @@ def agent(  # noqa: PLR0917 - one parameter per option
     etcd: str,
     nats: str,
     credentials: Path | None,
+    insecure: bool,
     listen: str,
     state_dir: Path,
     node_id: str | None,
@@ -88,14 +98,15 @@ def agent(  # noqa: PLR0917 - one parameter per option
     owner: str | None,
     pool_size: int,
     drain_s: float,
+    allow_missing: str,
     ready_fd: int | None,
     log_level: str,
 ) -> None:
     r"""Run the agent of this machine, in the foreground, as root.
 
     \b
-    Example, with etcd and NATS on this machine and without credentials:
-      lambent agent --etcd http://127.0.0.1:2379 --nats nats://127.0.0.1:4222
+    Example, with etcd and NATS on this machine:
+      lambent agent --etcd http://127.0.0.1:2379 --nats nats://127.0.0.1:4222 --credentials DIR
     """
     configure_logging("agent", level=log_level)
     if os.geteuid() != 0:
@@ -107,19 +118,23 @@ def agent(  # noqa: PLR0917 - one parameter per option
             etcd=tuple(etcd.split(",")),
             nats=tuple(nats.split(",")),
             credentials=Credentials.load(credentials),
+            insecure=insecure,
             listen=listen,
             state_dir=state_dir.absolute(),
-            memory_mib=memory_mib or default_memory_mib(),
-            cpus=cpus or default_cpus(),
+            memory_mib=memory_mib or int(read_machine().memory_mib * DEFAULT_MEMORY_SHARE),
+            cpus=cpus or read_machine().cpus,
             labels=parse_labels(labels),
             owner=owner or node_id,
             pool_size=pool_size,
             drain_s=drain_s,
+            allow_missing=parse_controllers(allow_missing),
         )
         # gRPC would stop its threads at each fork of a zygote, which needs nothing of gRPC and says exec at once.
         os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+        raise_open_files_limit()
+        prefer_daemon()
         # Before the first thread: a mount namespace belongs to a thread and is passed on to those it starts.
         enter_private_mount_namespace()
         uvloop.run(serve(config, ready_fd))
-    except (LambentError, OSError) as error:
+    except (LambentError, SandboxError, OSError) as error:
         raise click.ClickException(str(error)) from error

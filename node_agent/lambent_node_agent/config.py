@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import re
 import socket
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from lambent.errors import InvalidParameterError
+from lambent_node_agent.sandbox import NEEDED_CONTROLLERS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from lambent_common.credentials import Credentials
 
 # They become parts of etcd's keys and of directory and cgroup names.
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 _WILDCARDS: Final = frozenset({"0.0.0.0", "[::]", ""})  # noqa: S104 - compared with, not listened on
-# The rest is for the agent, the zygotes and the machine's owner.
-_DEFAULT_MEMORY_SHARE: Final = 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +30,7 @@ class AgentConfig:
         etcd: URLs of the etcd members.
         nats: URLs of the NATS members.
         credentials: Token of the cluster, and what etcd and NATS ask for.
+        insecure: True to take orders from whoever connects when the credentials have no token.
         listen: host:port of the gRPC server; port 0 picks a free one.
         state_dir: Where code and mount points are kept; the agent's own.
         memory_mib: Memory for environments.
@@ -40,12 +39,14 @@ class AgentConfig:
         owner: Mark in the names of cgroups and directories; what bears the mark of a dead agent is swept.
         pool_size: Ready-made sandboxes kept for each runtime.
         drain_s: How long running invocations may take after the order to stop.
+        allow_missing: Controllers without which functions may run all the same, without the limit.
     """
 
     node_id: str
     etcd: tuple[str, ...]
     nats: tuple[str, ...]
     credentials: Credentials
+    insecure: bool
     listen: str
     state_dir: Path
     memory_mib: int
@@ -54,13 +55,20 @@ class AgentConfig:
     owner: str
     pool_size: int
     drain_s: float
+    allow_missing: frozenset[str]
 
     def __post_init__(self) -> None:
         """Check what the command line cannot.
 
         Raises:
-            InvalidParameterError: A name has characters that names of cgroups and keys may not have.
+            InvalidParameterError: A name has characters that names of cgroups and keys may not have, or there is no
+                token and nobody has said that none is wanted.
         """
+        if not self.credentials.token and not self.insecure:
+            raise InvalidParameterError(
+                "without a token the agent would run, as root, what anybody sends who can reach its port: give "
+                "--credentials with the cluster's token, or accept it with --insecure"
+            )
         for flag, value in (("--id", self.node_id), ("--owner", self.owner)):
             if not _NAME.fullmatch(value):
                 raise InvalidParameterError(f"{flag} {value!r} is not 1 to 63 letters, digits, '-' and '_'")
@@ -86,24 +94,15 @@ def parse_labels(labels: Sequence[str]) -> dict[str, str]:
     return parsed
 
 
-def default_memory_mib(root: Path = Path("/")) -> int:
-    """80 % of what this machine, or the cgroup that we are in, has."""
-    page_kib = next(
-        int(line.split()[1])
-        for line in (root / "proc/meminfo").read_text().splitlines()
-        if line.startswith("MemTotal:")
-    )
-    limits = [page_kib // 1024]
-    for path in ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            text = (root / path).read_text().strip()
-        except OSError:
-            continue
-        if text.isdecimal():
-            limits.append(int(text) // (1024 * 1024))
-    return int(min(limits) * _DEFAULT_MEMORY_SHARE)
+def parse_controllers(names: str) -> frozenset[str]:
+    """Read names of controllers between commas.
 
-
-def default_cpus() -> float:
-    """CPUs that this process may run on."""
-    return float(len(os.sched_getaffinity(0)))
+    Raises:
+        InvalidParameterError: A name is none of a controller that is needed.
+    """
+    parsed = frozenset(filter(None, names.split(",")))
+    if unknown := sorted(parsed.difference(NEEDED_CONTROLLERS)):
+        raise InvalidParameterError(
+            f"--allow-missing {unknown[0]!r} is no controller that is needed: {', '.join(NEEDED_CONTROLLERS)}"
+        )
+    return parsed

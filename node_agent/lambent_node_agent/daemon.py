@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.metadata
 import os
 import shutil
 import signal
@@ -21,6 +20,7 @@ from lambent_common.message_stream import MessageServer
 from lambent_common.nats import connect_nats
 from lambent_common.packages import PackageStore
 from lambent_common.readiness import announce_ready
+from lambent_common.version import VERSION
 from lambent_node_agent.admission import Admission, Resources
 from lambent_node_agent.code_cache import CodeCache
 from lambent_node_agent.logs.budget import IngestBudget
@@ -59,9 +59,10 @@ async def serve(config: AgentConfig, ready_fd: int | None) -> None:
         jetstream = nats.jetstream()
         await ensure_log_streams(jetstream)
         packages = await PackageStore.open(jetstream)
+        sandboxes = await _open_sandboxes(config, stack)
+        # Only now is the state directory known to be nobody else's.
         code = CodeCache(config.state_dir / "code", packages)
         await code.open()
-        sandboxes = await _open_sandboxes(config, stack)
         publisher = LogPublisher(jetstream)
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -73,7 +74,12 @@ async def serve(config: AgentConfig, ready_fd: int | None) -> None:
 
 
 async def _open_sandboxes(config: AgentConfig, stack: AsyncExitStack) -> SandboxHost:
-    sandbox_config = SandboxConfig(state_dir=config.state_dir, owner=config.owner, pool_size=config.pool_size)
+    sandbox_config = SandboxConfig(
+        state_dir=config.state_dir,
+        owner=config.owner,
+        pool_size=config.pool_size,
+        allow_missing=config.allow_missing,
+    )
     try:
         sandboxes = await stack.enter_async_context(SandboxHost(sandbox_config))
         if not sandboxes.runtimes:
@@ -171,7 +177,7 @@ class _Agent:
             capacity=self._capacity.as_map(),
             labels=self._config.labels,
             runtimes=self._sandboxes.runtimes,
-            agent_version=importlib.metadata.version("lambent"),
+            agent_version=VERSION,
             start_time=start_time,
         )
 

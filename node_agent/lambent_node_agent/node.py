@@ -31,6 +31,9 @@ log = structlog.get_logger(__name__)
 
 # A scheduler that is restarted or replaced is back within seconds; warm environments are worth waiting much longer.
 ORPHAN_TIMEOUT_S: Final = 600.0
+# Where another scheduler was attached before they became orphans, it has not been told of them: unless their own one is
+# back soon, their memory is of use to nobody.
+UNTOLD_TIMEOUT_S: Final = 5.0
 _STATUS_INTERVAL_S: Final = 1.0
 _MIN_MEMORY_MIB: Final = 128  # AWS Lambda quotas
 _MAX_MEMORY_MIB: Final = 10_240
@@ -77,6 +80,7 @@ class Node:
         self._log_sink = log_sink
         self._budget = budget
         self._tasks = tasks
+        self._lingering: set[asyncio.Task[None]] = set()
         self._attachments: set[Attachment] = set()
         # Each environment is in one of the two: who answers for it, or how long nobody has.
         self._owners: dict[str, Attachment] = {}
@@ -185,16 +189,21 @@ class Node:
             log.exception("environment_failed", environment_id=environment.environment_id)
             environment.fail(f"a defect of the agent: {type(error).__name__}")
 
+    def linger(self, coroutine: Coroutine[Any, Any, None], environment: EnvironmentShell) -> None:
+        """Run for an environment what may take for ever, until the node is shut down."""
+        task = self.spawn(coroutine, environment)
+        self._lingering.add(task)
+        task.add_done_callback(self._lingering.discard)
+
     def environment_ready(self, environment: EnvironmentShell) -> None:
         """Tell the scheduler that an environment can serve."""
         start_us = round((time.monotonic() - environment.ordered_at) * 1e6)
         self._tell(environment, node_pb2.EnvironmentReady(environment_id=environment.environment_id, start_us=start_us))
 
     def environment_stopped(self, environment: EnvironmentShell, reason: str, message: str) -> None:
-        """Free what an environment had, and tell the scheduler."""
+        """Tell the scheduler that an environment is over."""
         environment_id = environment.environment_id
         del self.environments[environment_id]
-        self._admission.release(environment_id)
         event = node_pb2.EnvironmentStopped(environment_id=environment_id, reason=reason, message=message)
         self._tell(environment, event)
         self._owners.pop(environment_id, None)
@@ -202,6 +211,10 @@ class Node:
         if not self.environments:
             self._empty.set()
         log.info("environment_stopped", environment_id=environment_id, reason=reason, message=message)
+
+    def environment_freed(self, environment_id: str) -> None:
+        """Let others have what an environment had reserved."""
+        self._admission.release(environment_id)
 
     def call_ended(self, environment: EnvironmentShell) -> None:
         """An invocation of a lost scheduler is over: whoever adopted the environment as busy may use it now."""
@@ -242,9 +255,10 @@ class Node:
             self._stop_orphans(time.monotonic())
 
     def _stop_orphans(self, now: float) -> None:
+        timeout_s = UNTOLD_TIMEOUT_S if self._attachments else ORPHAN_TIMEOUT_S
         for environment_id, orphan in list(self._orphaned.items()):
             # A scheduler that was told of it and is still there answers for it, though it has not used it yet.
-            if orphan.offered_to is None and now - orphan.since >= ORPHAN_TIMEOUT_S:
+            if orphan.offered_to is None and now - orphan.since >= timeout_s:
                 self.environments[environment_id].stop("orphaned", drain=True)
 
     async def shut_down(self, drain_s: float) -> None:
@@ -258,7 +272,9 @@ class Node:
         except TimeoutError:
             for environment in list(self.environments.values()):
                 environment.stop("shutdown", drain=False)
-            await self._empty.wait()  # taking an environment down is bounded
+            await self._empty.wait()  # taking an environment down is bounded, and ends with this whatever happens
+        for task in self._lingering:
+            task.cancel()
 
 
 def _without_variables(order: node_pb2.StartEnvironment) -> node_pb2.StartEnvironment:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
-import grpc.aio
 import structlog
 
+from lambent.errors import ResourceConflictError, ServiceError
 from lambent.v1 import record_pb2
 from lambent_common import keys, records
-from lambent_common.etcd import EtcdUnavailableError, LeaseKeeper
+from lambent_common.etcd import EtcdUnavailableError, LeaseKeeper, mod_revision_is, put_op
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +27,10 @@ HEALTH_INTERVAL_S: Final = 10.0
 HEALTH_CHANGE: Final = 0.1
 _CHECK_INTERVAL_S: Final = 1.0
 _RETRY_WAIT_S: Final = 1.0
+# An agent on the same network answers a connection within milliseconds.
+_CONNECT_TIMEOUT_S: Final = 2.0
+# The record of an agent that died goes with its lease; a new leader of etcd's gives every lease its whole time again.
+_LAPSE_TIMEOUT_S: Final = 2.0 * LEASE_TTL_S
 
 
 def is_worth_telling(
@@ -66,17 +70,28 @@ class Registration:
         self._record = record
         self._capacity = capacity
         self._status = status
+        self._key = keys.node(record.node_id)
         self._lease_id = 0
+        self._revision = 0
         self._registered = asyncio.Event()
 
     async def run(self) -> None:
-        """Register, and register again whenever the lease was lost; until cancelled, which revokes the lease."""
+        """Register, and register again whenever the lease was lost; until cancelled, which revokes the lease.
+
+        Raises:
+            ResourceConflictError: At the start: a living agent has this node id.
+        """
         while True:
             try:
                 await self._hold_lease()
-            except (EtcdUnavailableError, grpc.aio.AioRpcError) as error:
-                log.warning("not_registered", node_id=self._record.node_id, error=str(error))
-                await asyncio.sleep(_RETRY_WAIT_S)
+                continue
+            except ResourceConflictError as error:
+                if not self._registered.is_set():
+                    raise
+                log.error("node_id_taken", node_id=self._record.node_id, error=error.message)  # noqa: TRY400 - no defect
+            except ServiceError as error:
+                log.warning("not_registered", node_id=self._record.node_id, error=error.message)
+            await asyncio.sleep(_RETRY_WAIT_S)
 
     async def wait_until_registered(self) -> None:
         """Return once the node is in etcd."""
@@ -87,9 +102,9 @@ class Registration:
         self._record.draining = True
         if self._lease_id:
             try:
-                await self._put_record()
-            except (EtcdUnavailableError, grpc.aio.AioRpcError) as error:
-                log.warning("drain_not_told", node_id=self._record.node_id, error=str(error))
+                await self._write_record()
+            except ServiceError as error:
+                log.warning("drain_not_told", node_id=self._record.node_id, error=error.message)
 
     async def _hold_lease(self) -> None:
         """Live through one lease; returns when it was lost."""
@@ -102,7 +117,7 @@ class Registration:
         self._lease_id = await self._etcd.grant_lease(LEASE_TTL_S)
         keeper = LeaseKeeper(self._endpoints, self._credentials, self._lease_id, LEASE_TTL_S, on_lost).start()
         try:
-            await self._put_record()
+            await self._write_record()
             self._registered.set()
             log.info("registered", node_id=self._record.node_id, address=self._record.address)
             await self._tell_health(lost)
@@ -112,8 +127,42 @@ class Registration:
             if not lost.is_set():
                 await self._revoke(lease_id)
 
-    async def _put_record(self) -> None:
-        await self._etcd.put(keys.node(self._record.node_id), records.encode(self._record), lease_id=self._lease_id)
+    async def _write_record(self) -> None:
+        """Write the record under the lease.
+
+        Raises:
+            ResourceConflictError: The record of another agent stands there, which is alive.
+        """
+        give_up_at = asyncio.get_running_loop().time() + _LAPSE_TIMEOUT_S
+        while True:
+            found = await self._etcd.get(self._key)
+            if found is not None and not await self._is_replaceable(found.value, give_up_at):
+                await asyncio.sleep(_RETRY_WAIT_S)
+                continue
+            result = await self._etcd.txn(
+                [mod_revision_is(self._key, found.mod_revision if found is not None else 0)],
+                [put_op(self._key, records.encode(self._record), lease_id=self._lease_id)],
+            )
+            if result.succeeded:
+                self._revision = result.revision
+                return
+
+    async def _is_replaceable(self, value: bytes, give_up_at: float) -> bool:
+        """Tell whether a record is our own or that of an agent that is gone; False when that will show."""
+        other = records.decode(value, record_pb2.NodeRecord)
+        own = self._record
+        if (other.address, other.start_time) == (own.address, own.start_time):
+            return True
+        # At our own address nobody else can be asked: its lease tells.
+        lives = None if other.address == own.address else await _answers(other.address)
+        if lives is None and asyncio.get_running_loop().time() < give_up_at:
+            return False
+        if lives is False:
+            return True
+        raise ResourceConflictError(
+            f"the node id {own.node_id} belongs to the agent at {other.address}, which is alive; give one of the two "
+            "another --id"
+        )
 
     async def _tell_health(self, lost: asyncio.Event) -> None:
         told: dict[str, int] = {}
@@ -125,9 +174,12 @@ class Registration:
             if is_worth_telling(told, reserved, self._capacity, age_s=loop.time() - told_at):
                 health = record_pb2.NodeHealthRecord(reserved=reserved, environments=status.environments)
                 try:
-                    key = keys.health(self._record.node_id)
-                    await self._etcd.put(key, records.encode(health), lease_id=self._lease_id)
-                    told, told_at = reserved, loop.time()
+                    if await self._put_health(health):
+                        told, told_at = reserved, loop.time()
+                    else:
+                        log.warning("record_gone", node_id=self._record.node_id)
+                        await self._write_record()
+                        continue
                 except EtcdUnavailableError as error:  # the lease's keeper decides whether we are lost
                     log.warning("health_not_told", node_id=self._record.node_id, error=str(error))
             try:
@@ -136,8 +188,31 @@ class Registration:
             except TimeoutError:
                 continue
 
+    async def _put_health(self, health: record_pb2.NodeHealthRecord) -> bool:
+        """Write the health if the record still stands as it was written; False when it does not."""
+        key = keys.health(self._record.node_id)
+        result = await self._etcd.txn(
+            [mod_revision_is(self._key, self._revision)],
+            [put_op(key, records.encode(health), lease_id=self._lease_id)],
+        )
+        return result.succeeded
+
     async def _revoke(self, lease_id: int) -> None:
         try:
             await self._etcd.revoke_lease(lease_id)
-        except (EtcdUnavailableError, grpc.aio.AioRpcError) as error:
-            log.warning("lease_not_revoked", lease_id=lease_id, error=str(error))
+        except ServiceError as error:
+            log.warning("lease_not_revoked", lease_id=lease_id, error=error.message)
+
+
+async def _answers(address: str) -> bool | None:
+    """Tell whether anybody listens at host:port; None when that cannot be found out."""
+    host, _, port = address.rpartition(":")
+    try:
+        async with asyncio.timeout(_CONNECT_TIMEOUT_S):
+            _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+    except ConnectionRefusedError:
+        return False
+    except (OSError, ValueError, TimeoutError):
+        return None
+    writer.close()
+    return True

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from lambent.errors import (
-    CancelledError,
     InvalidParameterError,
     ServiceError,
     StaleEpochError,
@@ -46,6 +45,7 @@ class NodeService:
         self._node = node
         self._token = token.encode()
         self._fence = EpochFence()
+        self._refused_epochs: dict[int, int] = {}  # by partition, the last one that was logged
 
     async def serve(self, stream: Stream) -> None:
         """Serve one scheduler until its connection ends."""
@@ -56,7 +56,7 @@ class NodeService:
             return
         except ServiceError as error:
             log.warning("scheduler_refused", error=error.message)
-            await stream.write(node_pb2.EventBatch(events=[node_pb2.NodeEvent(refusal=to_frame(error))]))
+            await _refuse(stream, error)
             return
 
         async def write(events: list[node_pb2.NodeEvent]) -> None:
@@ -120,7 +120,7 @@ class NodeService:
     def _open(self, order: node_pb2.NodeOrder, attachment: Attachment) -> None:
         call = Call(order.call_id, order.open, attachment)
         try:
-            self._fence.check(order.partition, order.owner_epoch)
+            self._check_epoch(order, attachment)
             attachment.calls.setdefault(order.call_id, call)
             self._advance(call, attachment)
         except ServiceError as error:
@@ -151,19 +151,37 @@ class NodeService:
 
     def _cancel(self, order: node_pb2.NodeOrder, attachment: Attachment) -> None:
         call = attachment.calls.get(order.call_id)
-        if call is None or call.ended:
+        if call is None:
             return
-        environment = self._node.environments.get(call.opening.environment_id)
-        if call.complete and environment is not None:
+        if call.ended:
+            call.discard_answer()
+        elif (environment := self._node.environments.get(call.opening.environment_id)) is not None:
             environment.cancel(call)
-        else:
-            call.fail(_cancelled(call))
+
+    def _check_epoch(self, order: node_pb2.NodeOrder, attachment: Attachment) -> None:
+        """Refuse the order of a scheduler that no longer owns the partition, and say so once for each epoch.
+
+        Raises:
+            StaleEpochError: The order's epoch is lower than one that was seen.
+        """
+        try:
+            self._fence.check(order.partition, order.owner_epoch)
+        except StaleEpochError as error:
+            if self._refused_epochs.get(order.partition) != order.owner_epoch:
+                self._refused_epochs[order.partition] = order.owner_epoch
+                log.warning(
+                    "stale_epoch",
+                    scheduler_id=attachment.scheduler_id,
+                    error=error.message,
+                    hint="when etcd was made anew its revisions began again: then restart this agent",
+                )
+            raise
 
     # Environments
 
     def _start(self, order: node_pb2.NodeOrder, attachment: Attachment) -> None:
         try:
-            self._fence.check(order.partition, order.owner_epoch)
+            self._check_epoch(order, attachment)
         except StaleEpochError as error:
             stopped = node_pb2.EnvironmentStopped(
                 environment_id=order.start_environment.environment_id, reason="stale_epoch", message=error.message
@@ -175,15 +193,16 @@ class NodeService:
     def _stop(self, order: node_pb2.NodeOrder, attachment: Attachment) -> None:
         stop = order.stop_environment
         try:
-            self._fence.check(order.partition, order.owner_epoch)
-        except StaleEpochError as error:
-            log.warning("stale_order", scheduler_id=attachment.scheduler_id, error=error.message)
-            return
+            self._check_epoch(order, attachment)
+        except StaleEpochError:
+            return  # whoever owns the partition now decides about the environment
         environment = self._node.adopt(stop.environment_id, attachment)
         if environment is not None:
             environment.stop(stop.reason, drain=stop.drain)
 
 
-def _cancelled(call: Call) -> ServiceError:
-    request_id = call.opening.request_id
-    return CancelledError(f"The invocation {request_id} was cancelled by its caller before it was dispatched.")
+async def _refuse(stream: Stream, error: ServiceError) -> None:
+    try:
+        await stream.write(node_pb2.EventBatch(events=[node_pb2.NodeEvent(refusal=to_frame(error))]))
+    except MessageStreamError as lost:
+        log.warning("refusal_not_told", error=str(lost))

@@ -65,7 +65,7 @@ def prepare() -> None:
     _open_streams()
     log_format.install(_current)
     header = InvokeHeader("00000000-0000-0000-0000-000000000000", 0, "")
-    frame = encode_invoke(header, json.dumps({"warm": [1, 2.5, None, "up"]}).encode())
+    [frame] = encode_invoke(header, json.dumps({"warm": [1, 2.5, None, "up"]}).encode())
     for _ in range(_WARM_UPS):
         header, event = decode_invoke(frame[HEADER.size :])
         encode_result(parse_event(event))
@@ -235,6 +235,8 @@ class Server:
                 kind, body = Kind.RESULT, _join(chunks)
         except ChannelLostError:
             raise
+        except TooLargeError:
+            kind, body = Kind.TOO_LARGE, b""
         except StreamFailedError as failure:
             kind, body = Kind.STREAM_ERROR, self._report(failure.error, header)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - a handler may raise anything
@@ -298,6 +300,10 @@ class Server:
         return self._loop.run_until_complete(_await(awaitable))
 
 
+class TooLargeError(Exception):
+    """The answer is larger than a response may be; the agent says so to the caller, in AWS's words."""
+
+
 class StreamFailedError(Exception):
     """The handler raised after its answer had become a stream; `error` is what it raised."""
 
@@ -332,7 +338,8 @@ def encode_result(result: object) -> bytes:
     """Return a handler's result as JSON; bytes go as they are, as with AWS's Python runtime.
 
     Raises:
-        FaultError: It cannot be JSON, or is larger than a response may be.
+        FaultError: It cannot be JSON.
+        TooLargeError: It is larger than a response may be.
     """
     if isinstance(result, bytes):
         body = result
@@ -356,8 +363,7 @@ _ENCODER = json.JSONEncoder(default=_encode_unusual, ensure_ascii=False)
 
 def _check_size(size: int) -> None:
     if size > MAX_RESULT_BYTES:
-        message = f"Response payload size exceeded maximum allowed payload size ({MAX_RESULT_BYTES} bytes)."
-        raise FaultError("Function.ResponseSizeTooLarge", message)
+        raise TooLargeError
 
 
 def _encode_chunks(values: Iterator[object]) -> Iterator[bytes]:

@@ -4,8 +4,8 @@ A frame is a 4-byte big-endian body length, a 1-byte kind and the body. The agen
 READY or INIT_ERROR once, then for each INVOKE either RESULT, ERROR, or any number of CHUNK closed by STREAM_END or
 STREAM_ERROR. The runtime has flushed stdout and stderr before each frame but INVOKE and CHUNK.
 
-The agent must treat what it reads as hostile: function code holds the same descriptor. `FrameParser` bounds every frame
-by its kind before it buffers a body.
+The agent must treat what it reads as hostile: function code holds the same descriptor. It bounds every frame by its
+kind, `FROM_RUNTIME`, before it buffers a body.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
 
 class Kind(enum.IntEnum):
@@ -39,10 +39,9 @@ class Kind(enum.IntEnum):
     """The streamed answer is complete; empty body."""
     STREAM_ERROR = 16
     """The handler failed while it streamed; error JSON."""
+    TOO_LARGE = 17
+    """In place of RESULT: the answer is over `MAX_RESULT_BYTES`; empty body."""
 
-
-FINAL_KINDS = frozenset((Kind.RESULT, Kind.ERROR, Kind.STREAM_END, Kind.STREAM_ERROR))
-"""After one of these the runtime waits for the next INVOKE."""
 
 MAX_EVENT_BYTES = 6_291_456
 """AWS Lambda quotas: synchronous request payload, 6 MiB."""
@@ -66,6 +65,7 @@ FROM_RUNTIME: Mapping[int, int] = {
     Kind.CHUNK: MAX_CHUNK_BYTES,
     Kind.STREAM_END: 0,
     Kind.STREAM_ERROR: MAX_ERROR_BYTES,
+    Kind.TOO_LARGE: 0,
 }
 """Largest body by kind, of frames that the agent accepts."""
 FROM_AGENT: Mapping[int, int] = {Kind.INVOKE: _HEADER_LENGTH.size + MAX_INVOKE_HEADER_BYTES + MAX_EVENT_BYTES}
@@ -118,13 +118,13 @@ class InvokeHeader:
         self.streaming = streaming
 
 
-def encode_frame(kind: Kind, body: bytes = b"") -> bytes:
-    """Return one frame as bytes."""
-    return HEADER.pack(len(body), kind) + body
+def encode_invoke(header: InvokeHeader, event: bytes, *more: bytes) -> list[bytes]:
+    """Return the INVOKE frame for one invocation, in pieces: a large event is not copied to join it.
 
-
-def encode_invoke(header: InvokeHeader, event: bytes) -> bytes:
-    """Return the INVOKE frame for one invocation.
+    Args:
+        header: What is told beside the event.
+        event: The event, or its first piece.
+        more: Further pieces.
 
     Raises:
         ValueError: The header or the event is over its bound.
@@ -132,10 +132,12 @@ def encode_invoke(header: InvokeHeader, event: bytes) -> bytes:
     text = json.dumps({name: getattr(header, name) for name in InvokeHeader.__slots__}).encode()
     if len(text) > MAX_INVOKE_HEADER_BYTES:
         raise ValueError(f"the invocation's header has {len(text)} bytes, more than {MAX_INVOKE_HEADER_BYTES}")
-    if len(event) > MAX_EVENT_BYTES:
-        raise ValueError(f"the event has {len(event)} bytes, more than {MAX_EVENT_BYTES}")
-    length = _HEADER_LENGTH.size + len(text) + len(event)
-    return b"".join((HEADER.pack(length, Kind.INVOKE), _HEADER_LENGTH.pack(len(text)), text, event))
+    size = len(event) + sum(map(len, more))
+    if size > MAX_EVENT_BYTES:
+        raise ValueError(f"the event has {size} bytes, more than {MAX_EVENT_BYTES}")
+    length = _HEADER_LENGTH.size + len(text) + size
+    start = b"".join((HEADER.pack(length, Kind.INVOKE), _HEADER_LENGTH.pack(len(text)), text, event))
+    return [start, *more]
 
 
 def decode_invoke(body: bytes) -> tuple[InvokeHeader, bytes]:
@@ -155,53 +157,6 @@ def decode_invoke(body: bytes) -> tuple[InvokeHeader, bytes]:
     except (ValueError, TypeError) as error:
         raise ProtocolError(f"INVOKE header: {error}", Kind.INVOKE, len(body)) from error
     return header, body[start:]
-
-
-class FrameParser:
-    """Cuts a byte stream into frames, whatever the pieces it arrives in.
-
-    Holds at most one frame and what arrived with it. After a ProtocolError the stream cannot be read on.
-
-    Args:
-        limits: Largest body by kind; a kind that is not in it is refused. `FROM_RUNTIME` or `FROM_AGENT`.
-    """
-
-    __slots__ = ("_buffer", "_limits")
-
-    def __init__(self, limits: Mapping[int, int]) -> None:
-        self._buffer = bytearray()
-        self._limits = limits
-
-    @property
-    def buffered_bytes(self) -> int:
-        """Bytes of a frame that is not complete yet."""
-        return len(self._buffer)
-
-    def feed(self, data: bytes) -> Iterator[tuple[Kind, bytes]]:
-        """Add bytes and yield the frames that are complete.
-
-        Raises:
-            ProtocolError: An unknown kind or a body over the kind's bound; frames before it have been yielded.
-        """
-        buffer = self._buffer
-        buffer += data
-        position = 0
-        try:
-            while len(buffer) - position >= HEADER.size:
-                length, kind = HEADER.unpack_from(buffer, position)
-                limit = self._limits.get(kind)
-                if limit is None:
-                    raise ProtocolError(f"frame of unknown kind {kind}", kind, length)
-                if length > limit:
-                    raise ProtocolError(f"{Kind(kind).name} frame of {length} bytes, more than {limit}", kind, length)
-                end = position + HEADER.size + length
-                if len(buffer) < end:
-                    break
-                body = bytes(memoryview(buffer)[position + HEADER.size : end])
-                position = end
-                yield Kind(kind), body
-        finally:
-            del buffer[:position]
 
 
 class BlockingChannel:

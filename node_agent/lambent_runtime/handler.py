@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.machinery
 import os
 import sys
 from typing import TYPE_CHECKING, Any
@@ -79,6 +80,17 @@ def search_path(standard: Iterable[str], extra: str | None) -> list[str]:
     return list(dict.fromkeys([TASK_ROOT, *layers, *wanted, "/var/runtime", *standard]))
 
 
+def _is_module(directory: str, entry: str, name: str) -> bool:
+    """Tell whether the import system takes an entry of a directory for the module `name`.
+
+    A folder without `__init__` is a namespace package, which comes after any module of its name: PEP 420.
+    """
+    suffixes = importlib.machinery.all_suffixes()
+    if entry == name:
+        return any(os.path.isfile(f"{directory}/{name}/__init__{suffix}") for suffix in suffixes)
+    return entry[len(name) :] in suffixes
+
+
 class _Preloaded:
     """Top-level names of modules that only the zygote has loaded."""
 
@@ -100,7 +112,12 @@ def forget_shadowed(directory: str) -> None:
     Args:
         directory: The function's code.
     """
-    shadowed = _Preloaded.names.intersection(entry.split(".", 1)[0] for entry in os.listdir(directory))
+    shadowed = {
+        name
+        for entry in os.listdir(directory)
+        if (name := entry.split(".", 1)[0]) in _Preloaded.names
+        if _is_module(directory, entry, name)
+    }
     if not shadowed:
         return
     for name in [name for name in sys.modules if name.split(".", 1)[0] in shadowed]:

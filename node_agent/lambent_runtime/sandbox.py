@@ -142,6 +142,8 @@ class Recipe:
         # 9. Limits of a process; those of the whole sandbox are its cgroups'.
         for limit, soft, hard in LIMITS:
             call("setrlimit", limit, struct.pack("@ll", soft, hard))
+        # The agent runs before ordinary processes; functions are ordinary.
+        call("setpriority", os.PRIO_PROCESS, 0, 0)
         # 10. No capability can come back by execve, and UID 0 (which nobody here can become) would mean nothing.
         for capability in linux.known_capabilities():
             self._prctl(linux.PR_CAPBSET_DROP, capability)

@@ -75,6 +75,8 @@ class Scheduler:
         self._scheduler_id = scheduler_id
         self.writer: FrameWriter[node_pb2.NodeOrder] = FrameWriter(self._write)
         self.welcome = node_pb2.Welcome()
+        self.status = node_pb2.NodeStatus()
+        self.status_changed = asyncio.Event()
         self.answers: dict[int, Answer] = {}
         self.auto_credit = True
         self.partition = 0
@@ -116,6 +118,9 @@ class Scheduler:
             future = self.ready(event.environment_ready.environment_id)
             if not future.done():
                 future.set_result(event.environment_ready)
+        elif kind == "status":
+            self.status = event.status
+            self.status_changed.set()
         elif kind == "environment_stopped":
             self.stopped(event.environment_stopped.environment_id).set_result(event.environment_stopped)
         elif kind == "data":
@@ -191,7 +196,7 @@ class Scheduler:
             for start in range(0, len(rest), MAX_PIECE_BYTES):
                 data = frame_pb2.Data(payload=rest[start : start + MAX_PIECE_BYTES])
                 self.writer.send(node_pb2.NodeOrder(call_id=call_id, data=data))
-            self.writer.send(node_pb2.NodeOrder(call_id=call_id, end=frame_pb2.End()))
+            self.end_payload(call_id)
         return call_id
 
     async def answer(self, call_id: int) -> Answer:
@@ -205,9 +210,40 @@ class Scheduler:
         """Call and wait for the END."""
         return await self.answer(self.open(environment_id, event, **fields))
 
+    def end_payload(self, call_id: int, payload: bytes = b"") -> None:
+        """Send the last piece of a payload."""
+        self.writer.send(node_pb2.NodeOrder(call_id=call_id, end=frame_pb2.End(payload=payload)))
+
     def cancel(self, call_id: int) -> None:
         """Say that a call is no longer wanted."""
         self.writer.send(node_pb2.NodeOrder(call_id=call_id, cancel=frame_pb2.Cancel()))
+
+
+class AgentLog:
+    """What an agent writes to its standard error."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self._more = asyncio.Event()
+
+    def __str__(self) -> str:
+        return "".join(self.lines)
+
+    async def collect(self, stream: asyncio.StreamReader) -> None:
+        """Read until the agent ends."""
+        while line := await stream.readline():
+            self.lines.append(line.decode(errors="replace"))
+            self._more.set()
+
+    async def line(self, *texts: str) -> str:
+        """Wait for a line with all these texts in it."""
+        async with asyncio.timeout(WAIT_S):
+            while True:
+                self._more.clear()
+                for line in self.lines:
+                    if all(text in line for text in texts):
+                        return line
+                await self._more.wait()
 
 
 @dataclass
@@ -221,7 +257,7 @@ class World:
     agent: asyncio.subprocess.Process
     packages: PackageStore
     directory: Path
-    log: list[bytes]
+    log: AgentLog
 
     @contextlib.asynccontextmanager
     async def scheduler(self, scheduler_id: str = "scheduler-0") -> AsyncIterator[Scheduler]:
@@ -280,7 +316,7 @@ class World:
 
 def _credentials_directory(directory: Path, nats: NatsServer) -> Path:
     credentials = directory / "credentials"
-    credentials.mkdir()
+    credentials.mkdir(exist_ok=True)
     (credentials / "token").write_text(_TOKEN)
     (credentials / "nats.user").write_text(nats.credentials.nats_user or "")
     (credentials / "nats.password").write_text(nats.credentials.nats_password or "")
@@ -288,16 +324,21 @@ def _credentials_directory(directory: Path, nats: NatsServer) -> Path:
 
 
 async def start_agent(
-    directory: Path, etcd: EtcdServer, nats: NatsServer, *options: str, log: list[bytes]
+    directory: Path, etcd: EtcdServer, nats: NatsServer, *options: str, log: AgentLog, with_token: bool = True
 ) -> tuple[asyncio.subprocess.Process, str]:
-    """Start an agent; returns it and its address once it is ready."""
+    """Start an agent; returns it and its address once it is ready.
+
+    Raises:
+        AssertionError: It ended before; the text is what it wrote.
+    """
     read_fd, write_fd = os.pipe()
-    credentials = directory / "credentials"
-    if not credentials.exists():
-        _credentials_directory(directory, nats)
+    nats_url, credentials = nats.url, ["--credentials", str(_credentials_directory(directory, nats))]
+    if not with_token:
+        secrets = nats.credentials
+        nats_url, credentials = nats.url.replace("//", f"//{secrets.nats_user}:{secrets.nats_password}@"), []
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", _MAIN, "--etcd", ",".join(etcd.endpoints), "--nats", nats.url),
-        *("--credentials", str(credentials), "--state-dir", str(directory / "state"), "--id", "node-1"),
+        *(sys.executable, "-c", _MAIN, "--etcd", ",".join(etcd.endpoints), "--nats", nats_url),
+        *(*credentials, "--state-dir", str(directory / "state"), "--id", "node-1"),
         *("--memory", "4096", "--cpus", "2", "--owner", f"test-{os.getpid()}", "--ready-fd", str(write_fd)),
         *options,
         pass_fds=(write_fd,),
@@ -305,7 +346,8 @@ async def start_agent(
     )
     os.close(write_fd)
     assert process.stderr is not None
-    _keep(asyncio.create_task(_collect(process.stderr, log)))
+    collecting = asyncio.create_task(log.collect(process.stderr))
+    _keep(collecting)
     reader = asyncio.StreamReader()
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(read_fd, "rb")
@@ -317,7 +359,8 @@ async def start_agent(
         transport.close()
     if not line:
         await process.wait()
-        raise AssertionError(b"".join(log).decode())
+        await collecting
+        raise AssertionError(str(log))
     address = json.loads(line)["node"]
     assert isinstance(address, str)
     return process, address
@@ -329,11 +372,6 @@ _readers: set[asyncio.Task[None]] = set()
 def _keep(task: asyncio.Task[None]) -> None:
     _readers.add(task)
     task.add_done_callback(_readers.discard)
-
-
-async def _collect(stream: asyncio.StreamReader, log: list[bytes]) -> None:
-    while line := await stream.readline():
-        log.append(line)
 
 
 async def stop_agent(process: asyncio.subprocess.Process) -> int:
@@ -353,7 +391,7 @@ async def stop_agent(process: asyncio.subprocess.Process) -> int:
 @contextlib.asynccontextmanager
 async def world(directory: Path) -> AsyncIterator[World]:
     """Run everything inside the block; the agent has to stop cleanly at its end."""
-    log: list[bytes] = []
+    log = AgentLog()
     async with etcd_server() as etcd, nats_server() as nats, nats.connect() as connection:
         process, address = await start_agent(directory, etcd, nats, log=log)
         try:
@@ -361,4 +399,4 @@ async def world(directory: Path) -> AsyncIterator[World]:
             yield World(etcd, nats, connection, address, process, packages, directory, log)
         finally:
             code = await stop_agent(process)
-        assert code == 0, b"".join(log).decode()
+        assert code == 0, str(log)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lambent_node_agent.environment.channel import RuntimeChannel
-from lambent_runtime.channel import FROM_RUNTIME, HEADER, MAX_RESULT_BYTES, Kind, encode_frame
+from lambent_runtime.channel import FROM_RUNTIME, HEADER, MAX_RESULT_BYTES, Kind
 
 
 class Pipe(asyncio.Transport):
@@ -46,6 +46,10 @@ def connected() -> tuple[RuntimeChannel, Ear, Pipe]:
     channel = RuntimeChannel(ear)
     channel.connection_made(pipe)
     return channel, ear, pipe
+
+
+def encode_frame(kind: Kind, body: bytes) -> bytes:
+    return HEADER.pack(len(body), kind) + body
 
 
 FRAMES = st.lists(st.tuples(st.sampled_from([Kind.RESULT, Kind.CHUNK, Kind.ERROR]), st.binary(max_size=40)), max_size=8)

@@ -22,6 +22,7 @@ class Shelf:
         self._directory = directory
         directory.mkdir()
         self.fetches = 0
+        self.begun = asyncio.Semaphore(0)
         self.gate = asyncio.Event()
         self.gate.set()
 
@@ -43,6 +44,7 @@ class Shelf:
         """Copy a package, once the gate is open."""
         assert timeout_s > 0
         self.fetches += 1
+        self.begun.release()
         await self.gate.wait()
         if not (self._directory / sha256).exists():
             raise ResourceNotFoundError(sha256)
@@ -58,6 +60,12 @@ async def cache_of(tmp_path: Path, shelf: Shelf, capacity_bytes: int = 1 << 20) 
     cache = CodeCache(tmp_path / "code", shelf, capacity_bytes=capacity_bytes)
     await cache.open()
     return cache
+
+
+def held(tmp_path: Path) -> list[str]:
+    """What is in the cache's directory of this boot."""
+    [boot] = (tmp_path / "code").iterdir()
+    return sorted(path.name for path in boot.iterdir())
 
 
 async def test_code_is_unpacked_once_for_all_who_wait(tmp_path: Path, shelf: Shelf) -> None:
@@ -99,13 +107,53 @@ async def test_a_restart_takes_over_what_is_complete(tmp_path: Path, shelf: Shel
     cache = await cache_of(tmp_path, shelf)
     sha256 = shelf.add({"app.py": b"x = 1\n"})
     await cache.acquire(sha256)
-    (tmp_path / "code" / ".unpacking-zzz").mkdir()
+    [boot] = (tmp_path / "code").iterdir()
+    (boot / ".unpacking-zzz").mkdir()
     again = await cache_of(tmp_path, shelf)
     assert sha256 in again
     assert again.size_bytes == 6
-    assert [path.name for path in (tmp_path / "code").iterdir()] == [sha256]
+    assert held(tmp_path) == [sha256]
     await again.acquire(sha256)
     assert shelf.fetches == 1
+
+
+async def test_code_of_another_boot_is_not_trusted(tmp_path: Path, shelf: Shelf) -> None:
+    """The machine lost its power: a file of the package has its name and its size, and nothing in it."""
+    cache = await cache_of(tmp_path, shelf)
+    sha256 = shelf.add({"app.py": b"x = 1\n"})
+    path = await cache.acquire(sha256)
+    (path / "app.py").write_bytes(bytes(6))
+    path.parent.rename(path.parent.with_name("another-boot"))
+    again = await cache_of(tmp_path, shelf)
+    assert sha256 not in again
+    assert held(tmp_path) == []
+    assert ((await again.acquire(sha256)) / "app.py").read_bytes() == b"x = 1\n"
+    assert len(list((tmp_path / "code").iterdir())) == 1
+
+
+async def test_a_full_cache_takes_many_packages_at_once(tmp_path: Path, shelf: Shelf) -> None:
+    """A busy node: everything that is not in use goes, once, and no more comes than there is room for."""
+    cache = await cache_of(tmp_path, shelf, capacity_bytes=400)
+    old = [shelf.add({"app.py": bytes([65 + number]) * 100}) for number in range(4)]
+    new = [shelf.add({"app.py": bytes([97 + number]) * 100}) for number in range(4)]
+    for sha256 in old:
+        await cache.acquire(sha256)
+        cache.release(sha256)
+    await asyncio.gather(*(cache.acquire(sha256) for sha256 in new))
+    assert held(tmp_path) == sorted(new)
+    assert cache.size_bytes == 400
+
+
+async def test_a_package_on_a_slow_link_holds_up_no_other(tmp_path: Path, shelf: Shelf) -> None:
+    """Two large ones arrive for a minute; a small function starts meanwhile."""
+    cache = await cache_of(tmp_path, shelf)
+    shelf.gate.clear()
+    slow = [asyncio.create_task(cache.acquire(shelf.add({"app.py": bytes([number])}))) for number in range(4)]
+    async with asyncio.timeout(10):
+        for _ in slow:
+            await shelf.begun.acquire()
+        shelf.gate.set()
+        await asyncio.gather(*slow)
 
 
 @pytest.mark.parametrize("name", ["../evil.py", "/etc/evil.py", "a/../../evil.py"])
@@ -115,7 +163,7 @@ async def test_a_package_that_points_outside_is_refused_whole(tmp_path: Path, sh
     sha256 = shelf.add({"app.py": b"", name: b"evil"})
     with pytest.raises(InvalidParameterError):
         await cache.acquire(sha256)
-    assert list((tmp_path / "code").iterdir()) == []
+    assert held(tmp_path) == []
     assert not await asyncio.to_thread(lambda: list(tmp_path.rglob("evil.py")))
 
 
@@ -125,7 +173,7 @@ async def test_a_bomb_is_refused_and_leaves_nothing(tmp_path: Path, shelf: Shelf
     sha256 = shelf.add({"zeros": bytes(262_144_001)})
     with pytest.raises(InvalidParameterError, match="262144000"):
         await cache.acquire(sha256)
-    assert list((tmp_path / "code").iterdir()) == []
+    assert held(tmp_path) == []
 
 
 async def test_a_link_is_refused(tmp_path: Path, shelf: Shelf) -> None:

@@ -82,8 +82,12 @@ async def test_the_callers_time_is_enforced_when_it_is_shorter(agent: World, sch
     """A caller who gives up in 0.3 s must not hold an environment for the function's 10 s."""
     function = await agent.function("import time\ndef handler(event, context):\n    time.sleep(30)\n")
     environment = await scheduler.start(function)
-    answer = await scheduler.invoke(environment, timeout_us=300_000)
-    assert str(answer.error()["errorMessage"]).endswith("Task timed out after 0.30 seconds")
+    answer = await scheduler.invoke(environment, timeout_us=300_000, log_tail=True)
+    assert answer.end is not None
+    assert answer.end.service_error.reason == "DeadlineExceededException"
+    assert answer.end.service_error.dispatched
+    assert not answer.end.function_error
+    assert b"Task timed out after 0.30 seconds" in answer.end.report.log_tail
     await scheduler.stop(environment)
 
 
@@ -113,6 +117,28 @@ async def test_a_runtime_that_ends_fails_its_invocation_and_is_replaced(
         tail = answer.end.report.log_tail.decode()
         assert f"last words\nRequestId: {request_id} Error: {message}\n{error_type}\nEND RequestId" in tail
         assert tail.endswith(f"\tStatus: error\tError Type: {error_type}\n")
+    await scheduler.stop(environment)
+
+
+async def test_a_full_tmp_does_not_cost_the_environment_for_good(agent: World, scheduler: Scheduler) -> None:
+    """/tmp is memory: kept after an OOM kill, it would have every later runtime killed in its init."""
+    source = """
+        import os
+        def handler(event, context):
+            if event == "fill":
+                with open("/tmp/large", "wb", buffering=0) as file:
+                    while True:
+                        file.write(bytes(1 << 20))
+            return os.listdir("/tmp")
+    """
+    function = await agent.function(_dedent(source), memory_mib=128)
+    environment = await scheduler.start(function)
+    filled = await scheduler.invoke(environment, "fill")
+    assert filled.error()["errorType"] == "Runtime.OutOfMemory"
+    again = await scheduler.invoke(environment)
+    assert again.json() == []
+    assert again.end is not None
+    assert not again.end.report.cold_start
     await scheduler.stop(environment)
 
 

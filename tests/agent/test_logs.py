@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
+import time
 from datetime import UTC, datetime
 
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.nats_server import nats_server
 
 from lambent.v1 import log_pb2
 from lambent_common.log_streams import MAX_BATCH_BYTES
+from lambent_common.nats import connect_nats
 from lambent_node_agent.logs import platform_lines
 from lambent_node_agent.logs.budget import IngestBudget
-from lambent_node_agent.logs.environment_log import TAIL_BYTES, Batch, EnvironmentLog, log_stream_name
+from lambent_node_agent.logs.environment_log import TAIL_BYTES, Batch, Drops, EnvironmentLog, log_stream_name
 from lambent_node_agent.logs.line_assembler import MAX_LINE_BYTES, LineAssembler
+from lambent_node_agent.logs.publisher import LogPublisher
 
 
 class Sink:
@@ -23,6 +28,7 @@ class Sink:
     def __init__(self) -> None:
         self.batches: list[log_pb2.LogBatch] = []
         self.sizes: list[int] = []
+        self.offered: list[Batch] = []
         self.full = False
         self.arrived = asyncio.Event()
 
@@ -30,10 +36,16 @@ class Sink:
         """Take a batch, or refuse it."""
         if self.full:
             return False
+        self.offered.append(batch)
         self.batches.append(log_pb2.LogBatch.FromString(batch.payload))
         self.sizes.append(len(batch.payload))
         self.arrived.set()
         return True
+
+    def lose(self) -> None:
+        """Lose the last batch on its way, as the publisher does."""
+        batch = self.offered[-1]
+        batch.drops.add(batch.events, batch.size_bytes)
 
     def messages(self) -> list[str]:
         """All lines so far."""
@@ -65,6 +77,17 @@ def test_a_line_without_end_is_cut_at_its_bound() -> None:
     lines += assembler.flush()
     assert max(map(len, lines)) <= MAX_LINE_BYTES
     assert sum(map(len, lines)) == 20 * 65_000
+
+
+def test_a_long_line_in_single_bytes_costs_what_it_brings() -> None:
+    """A function that writes byte by byte, and no newline, must not have the agent copy the line at each byte."""
+    assembler = LineAssembler()
+    assembler.feed(b"x" * (MAX_LINE_BYTES // 2))
+    before_s = time.process_time()
+    for _ in range(MAX_LINE_BYTES // 2):
+        assert not assembler.feed(b"y")
+    assert time.process_time() - before_s < 1.0
+    assert len(assembler.feed(b"z\n")) == 2
 
 
 async def test_the_tail_is_the_last_4_kib_of_one_invocation() -> None:
@@ -115,9 +138,9 @@ async def test_output_over_the_budget_is_dropped_and_counted() -> None:
     log.close()
     messages = sink.messages()
     assert messages[-1] == "END", "the platform's own lines are not the function's to use up"
-    assert sink.batches[0].dropped_events == 93
-    assert sink.batches[0].dropped_bytes == 93 * 99
-    assert '"type": "platform.logsDropped"' in messages[0]
+    line = json.loads(messages[0])
+    assert line["type"] == "platform.logsDropped"
+    assert (line["record"]["droppedRecords"], line["record"]["droppedBytes"]) == (93, 93 * 99)
 
 
 async def test_a_full_buffer_drops_and_counts_but_never_waits() -> None:
@@ -130,8 +153,39 @@ async def test_a_full_buffer_drops_and_counts_but_never_waits() -> None:
     sink.full = False
     log.output(b"kept\n")
     log.close()
-    assert sink.batches[0].dropped_events == 1
+    dropped = json.loads(sink.messages()[0])["record"]
+    assert (dropped["droppedRecords"], dropped["droppedBytes"]) == (1, len("lost"))
     assert sink.messages()[1:] == ["kept"]
+
+
+async def test_what_a_lost_batch_said_was_lost_is_not_forgotten() -> None:
+    """During an outage batches are lost one after the other; the next one that arrives tells of all their lines."""
+    sink = Sink()
+    log = make(sink)
+    for line in (b"first\n", b"second\n"):
+        log.output(line)
+        log.flush()
+        sink.lose()
+    log.output(b"arrives\n")
+    log.close()
+    dropped = json.loads(sink.messages()[-2])["record"]
+    assert (dropped["droppedRecords"], dropped["droppedBytes"]) == (2, len("firstsecond"))
+
+
+async def test_a_batch_that_cannot_be_published_is_counted_by_its_lines() -> None:
+    """Bytes on the wire are nothing that the author of the lines knows."""
+    drops = Drops()
+    async with nats_server() as server:
+        connection = await connect_nats([server.url], server.credentials, "test")
+        publisher = LogPublisher(connection.jetstream())
+        publishing = asyncio.create_task(publisher.run())
+        await connection.close()
+        assert publisher.offer(Batch("lambent.v1.logs.0.default.f", b"payload", 3, 42, drops))
+        async with asyncio.timeout(20):
+            await publisher.wait_until_idle()
+        publishing.cancel()
+        await asyncio.wait([publishing])
+    assert drops.take() == (3, 42)
 
 
 def test_the_budget_refills_with_time() -> None:

@@ -32,6 +32,7 @@ from lambent_node_agent.environment.model import (
     Outcome,
     Phase,
     Refuse,
+    ReplaceSandbox,
     ReportReady,
     RuntimeFailed,
     RuntimeFailure,
@@ -51,7 +52,7 @@ EXIT_3 = failures.exit_failure(3, None, oom_killed=False)
 
 
 def fresh() -> Environment:
-    return Environment(Facts("e-1", "$LATEST", 128, "INIT_START"))
+    return Environment(Facts("$LATEST", 128, "INIT_START"))
 
 
 def run(*timeline: tuple[float, Event], env: Environment | None = None) -> tuple[Environment, list[Action]]:
@@ -142,6 +143,88 @@ def test_exit_gives_the_error_line_before_end() -> None:
         "errorType": "Runtime.ExitError",
         "errorMessage": "RequestId: id-1 Error: Runtime exited with error: exit status 3",
     }
+
+
+def test_callers_limit_is_a_service_error_and_the_functions_own_is_not() -> None:
+    """Who waits no longer than a second gets the error that says so; the function is not to blame for it."""
+    invocation = Invocation("id-1", 1, callers_limit=True)
+    _, actions = run((1, Open(invocation)), (2.004, Tick(WALL)), (2.01, RuntimeKilled(40)), env=warm())
+    (answer,) = answers(actions)
+    assert answer.outcome.service_reason == "DeadlineExceededException"
+    assert answer.outcome.service_message == "The invocation id-1 took longer than the 1.00 seconds of its caller."
+    assert answer.outcome.dispatched
+    assert not answer.outcome.failure_json
+    assert lines(actions)[-1].endswith("\tStatus: timeout")
+
+
+OOM = RuntimeFailed(failures.exit_failure(None, 9, oom_killed=True), 128)
+
+
+def test_sandbox_is_replaced_after_an_oom_kill() -> None:
+    """What fills /tmp is memory: the next runtime would be killed in its init, and the one after it, for ever."""
+    env, actions = run((1, Open(Invocation("id-1", 3))), (1.5, OOM), env=warm())
+    assert actions[-1] == ReplaceSandbox()
+    assert KillRuntime() not in actions
+    env, actions = run((1.6, RuntimeKilled(128)), (1.7, RuntimeReady()), (2, Open(Invocation("id-2", 3))), env=env)
+    assert StartRuntime() in actions
+    assert actions.count(LimitCpu()) == 1, "the new sandbox has no quota yet"
+    (answer,) = answers(actions)
+    assert answer.figures.max_memory_used_mib == 128
+    _, actions = run((2.1, Finished(Outcome(b"1"), 9)), env=env)
+    assert not answers(actions)[0].figures.cold_start
+
+
+def test_sandbox_is_limited_when_a_call_comes_while_it_is_replaced() -> None:
+    """The quota belongs to the new sandbox, which is not there yet when the call comes."""
+    env, _ = run((1, OOM), env=warm())
+    env, actions = run((1.1, Open(Invocation("id-1", 3))), env=env)
+    assert actions == []
+    _, actions = run((1.2, RuntimeKilled(128)), (1.3, RuntimeReady()), env=env)
+    assert [type(action) for action in actions if not isinstance(action, WriteLog)] == [
+        LimitCpu,
+        StartRuntime,
+        SendInvoke,
+    ]
+
+
+def test_sandbox_is_replaced_when_inits_fail_that_succeeded_before() -> None:
+    """The code is the same: what makes it fail now is in the sandbox. Code that never loaded is not helped by that."""
+    env, _ = run((1, RuntimeFailed(EXIT_3, 1)), (1.1, RuntimeKilled(1)), env=warm())
+    kinds = []
+    for number in range(4):
+        now = 10.0 * (number + 1)
+        opened = Open(Invocation(f"id-{number}", 3))
+        env, actions = run((now, opened), (now + 1, RuntimeFailed(EXIT_3, 1)), env=env)
+        kinds += [type(action) for action in actions if isinstance(action, KillRuntime | ReplaceSandbox)]
+        env, _ = run((now + 1.1, RuntimeKilled(1)), env=env)
+    assert kinds == [KillRuntime, ReplaceSandbox] * 2
+    env, actions = run((0, SandboxReady()), (0.1, RuntimeFailed(EXIT_3, 1)), (0.2, RuntimeKilled(1)))
+    for now in (1.0, 2.0, 3.0):
+        env, more = run(
+            (now, Open(Invocation("id", 3))), (now, RuntimeFailed(EXIT_3, 1)), (now, RuntimeKilled(1)), env=env
+        )
+        actions += more
+    assert ReplaceSandbox() not in actions
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        Stop("idle", drain=False, max_memory_used_mib=7),
+        SandboxLost("exited", "gone", max_memory_used_mib=7),
+        Cancelled(WALL),
+    ],
+    ids=["stop", "lost", "cancel"],
+)
+def test_call_that_waits_for_a_runtime_was_not_dispatched(end: Event) -> None:
+    """No handler has seen it: the SDK may send it again."""
+    env, _ = run((1, RuntimeFailed(EXIT_3, 1)), (1.1, RuntimeKilled(1)), env=warm())
+    for env_before, dispatched in ((env, False), (warm(), True)):
+        _, actions = run((2, Open(Invocation("id-1", 3))), (2.1, end), (2.2, RuntimeKilled(7)), env=env_before)
+        (answer,) = answers(actions)
+        assert answer.outcome.service_reason
+        assert answer.outcome.dispatched is dispatched
+        assert answer.figures.max_memory_used_mib == 7
 
 
 def test_failed_init_is_run_again_inside_the_invocation() -> None:
@@ -279,7 +362,7 @@ class World:
                 self.alive, self.sent = True, False
                 self.generation += 1
                 self.runtime_starts()
-            case KillRuntime():
+            case KillRuntime() | ReplaceSandbox():
                 died = SandboxLost("sandbox", "would not die") if self.chance(0.05) else RuntimeKilled(1)
                 self.after(self.random.uniform(0, 0.1), died)
             case SendInvoke():

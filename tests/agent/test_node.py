@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.agent.harness import RUNTIME, Scheduler, World
+from tests.agent.harness import RUNTIME, AgentLog, Scheduler, World, start_agent, stop_agent
 
-from lambent.v1 import record_pb2
+from lambent.v1 import node_pb2, record_pb2
 from lambent_common import keys, records
-from lambent_common.etcd import Changes, Put, Snapshot
-from lambent_node_agent.registration import is_worth_telling
+from lambent_common.credentials import Credentials
+from lambent_common.etcd import Changes, Delete, Put, Snapshot
+from lambent_common.message_stream import connect
+from lambent_node_agent.registration import LEASE_TTL_S, Registration, is_worth_telling
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -39,6 +43,69 @@ async def test_the_node_is_in_etcd_and_comes_back_after_its_lease_was_lost(agent
                     break
 
 
+async def test_a_record_that_is_gone_is_written_again(agent: World) -> None:
+    """Somebody else's lease may have taken it away; the own lease goes on, so that nothing else would bring it back."""
+    reserved = 0
+
+    def status() -> node_pb2.NodeStatus:
+        nonlocal reserved
+        reserved += 1000  # worth telling each time, and with the telling it is looked at
+        return node_pb2.NodeStatus(reserved={"memory_mib": reserved})
+
+    record = record_pb2.NodeRecord(node_id="node-2", address="127.0.0.1:1")
+    key = keys.node("node-2")
+    async with await agent.connect_etcd() as etcd:
+        registration = Registration(
+            etcd, agent.etcd.endpoints, Credentials(), record=record, capacity={"memory_mib": 1000}, status=status
+        )
+        running = asyncio.create_task(registration.run())
+        try:
+            async with asyncio.timeout(20):
+                await registration.wait_until_registered()
+                gone = False
+                async for batch in etcd.watch(key):
+                    if isinstance(batch, Snapshot):
+                        assert await etcd.delete(key)
+                    else:
+                        gone = gone or any(isinstance(event, Delete) for event in batch.events)
+                        if gone and any(isinstance(event, Put) for event in batch.events):
+                            break
+        finally:
+            running.cancel()
+            await asyncio.wait([running])
+        assert await etcd.get(key) is None, "the end of the registration takes the record away"
+
+
+async def test_a_node_id_that_is_in_use_is_refused(agent: World, tmp_path: Path) -> None:
+    """Two cloned machines have one name; the second must not take the first one's place."""
+    log = AgentLog()
+    owner = f"test-{os.getpid()}-twin"
+    with pytest.raises(AssertionError, match=f"node id node-1 belongs to the agent at {agent.address}"):
+        await start_agent(tmp_path, agent.etcd, agent.nats, "--owner", owner, log=log)
+    async with await agent.connect_etcd() as etcd:
+        found = await etcd.get(keys.node("node-1"))
+    assert found is not None
+    assert records.decode(found.value, record_pb2.NodeRecord).address == agent.address
+
+
+async def test_the_id_of_an_agent_that_was_killed_is_free_at_once(agent: World, tmp_path: Path) -> None:
+    """Its record lives for some seconds; its successor need not wait for that."""
+    options = ("--owner", f"test-{os.getpid()}-next", "--id", "node-3")
+    killed, _ = await start_agent(tmp_path, agent.etcd, agent.nats, *options, log=AgentLog())
+    killed.kill()
+    await killed.wait()
+    started = asyncio.get_running_loop().time()
+    successor, address = await start_agent(tmp_path, agent.etcd, agent.nats, *options, log=AgentLog())
+    try:
+        assert asyncio.get_running_loop().time() - started < LEASE_TTL_S
+        async with await agent.connect_etcd() as etcd:
+            found = await etcd.get(keys.node("node-3"))
+        assert found is not None
+        assert records.decode(found.value, record_pb2.NodeRecord).address == address
+    finally:
+        assert await stop_agent(successor) == 0
+
+
 async def test_environments_of_a_lost_scheduler_are_offered_to_the_next(agent: World) -> None:
     """A scheduler that restarts adopts what is warm; calls of the lost one finish and answer to nobody."""
     source = "import time\nn = 0\ndef handler(event, context):\n    global n; n += 1; time.sleep(event); return n\n"
@@ -48,6 +115,7 @@ async def test_environments_of_a_lost_scheduler_are_offered_to_the_next(agent: W
         assert (await first.invoke(environment, 0)).json() == 1
         first.open(environment, 0.7)
         await agent.logged(function, "START")
+    await agent.log.line('"scheduler_detached"', '"first"')
     async with agent.scheduler("second") as second:
         (held,) = second.welcome.environments
         assert held.start.environment_id == environment
@@ -58,6 +126,17 @@ async def test_environments_of_a_lost_scheduler_are_offered_to_the_next(agent: W
                 await second.ready(environment)
         assert (await second.invoke(environment, 0)).json() == 3
         assert (await second.stop(environment)).reason == "idle"
+
+
+async def test_environments_that_the_attached_scheduler_does_not_know_are_stopped(agent: World) -> None:
+    """A scheduler may be replaced before its connection is known to be dead: the new one has not been told of them."""
+    async with agent.scheduler("replaced") as old:
+        environment = await old.start(await agent.function(ECHO))
+        async with agent.scheduler("new") as new:
+            assert not new.welcome.environments
+            await old.close()
+            async with asyncio.timeout(20):
+                assert (await new.stopped(environment)).reason == "orphaned"
 
 
 async def test_a_second_stream_of_the_same_scheduler_takes_over(agent: World) -> None:
@@ -72,7 +151,10 @@ async def test_a_second_stream_of_the_same_scheduler_takes_over(agent: World) ->
 
 
 async def test_orders_of_an_older_epoch_are_refused(agent: World, scheduler: Scheduler) -> None:
-    """A scheduler that lost its partition and does not know it must not disturb the new owner."""
+    """A scheduler that lost its partition and does not know it must not disturb the new owner.
+
+    When etcd was made anew this refuses everybody, which the log tells an operator.
+    """
     scheduler.partition = 200
     function = await agent.function(ECHO)
     scheduler.epoch = 7
@@ -82,12 +164,15 @@ async def test_orders_of_an_older_epoch_are_refused(agent: World, scheduler: Sch
     assert stale.end is not None
     assert stale.end.service_error.reason == "StaleEpochException"
     assert not stale.end.service_error.dispatched
+    assert "restart this agent" in await agent.log.line('"stale_epoch"')
     other = await agent.function(ECHO)
     scheduler.order_start(other)
     async with asyncio.timeout(20):
         assert (await scheduler.stopped(other.environment_id)).reason == "stale_epoch"
     scheduler.partition = 201
     await scheduler.stop(await scheduler.start(await agent.function(ECHO)))
+    told = [line for line in agent.log.lines if '"stale_epoch"' in line]
+    assert len(told) == 1, "orders may come by the thousand"
     scheduler.partition, scheduler.epoch = 200, 8
     assert (await scheduler.invoke(environment, 1)).json() == 1
     await scheduler.stop(environment)
@@ -185,6 +270,89 @@ async def test_the_agent_says_that_it_needs_root(tmp_path: Path) -> None:
         _, stderr = await process.communicate()
     assert process.returncode == 1
     assert b"run it as root" in stderr
+
+
+async def test_an_agent_without_a_token_says_so_by_name(agent: World, tmp_path: Path) -> None:
+    """Whoever reached its port could run code as root: that has to be meant."""
+    options = ("--owner", f"test-{os.getpid()}-open", "--id", "node-4")
+    with pytest.raises(AssertionError, match="--insecure"):
+        await start_agent(tmp_path, agent.etcd, agent.nats, *options, log=AgentLog(), with_token=False)
+    options = (*options, "--insecure")
+    process, _ = await start_agent(tmp_path, agent.etcd, agent.nats, *options, log=AgentLog(), with_token=False)
+    assert await stop_agent(process) == 0
+
+
+async def test_an_agent_may_open_as_many_files_as_the_system_allows(agent: World, tmp_path: Path) -> None:
+    """Shells and systemd begin with 1,024, which some 165 environments would use up."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(1024, hard), hard))
+    try:
+        options = ("--owner", f"test-{os.getpid()}-files", "--id", "node-5")
+        process, _ = await start_agent(tmp_path, agent.etcd, agent.nats, *options, log=AgentLog())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    limits = await asyncio.to_thread(Path(f"/proc/{process.pid}/limits").read_text)
+    assert await stop_agent(process) == 0
+    (line,) = [line for line in limits.splitlines() if line.startswith("Max open files")]
+    assert line.split()[3:5] == [str(hard), str(hard)]
+
+
+async def test_a_scheduler_with_a_wrong_token_is_refused(agent: World) -> None:
+    """Loopback is no authentication; the refusal says what is wrong."""
+    stream = await connect(agent.address, node_pb2.EventBatch.FromString, timeout_s=20)
+    hello = node_pb2.Hello(scheduler_id="s", token="wrong")
+    await stream.write(node_pb2.OrderBatch(orders=[node_pb2.NodeOrder(hello=hello)]))
+    async with asyncio.timeout(20):
+        first = await stream.read()
+        assert first is not None
+        assert first.events[0].refusal.reason == "UnrecognizedClientException"
+        assert await stream.read() is None
+    stream.close()
+
+
+FREEZER = Path("/sys/fs/cgroup/freezer")
+
+
+@pytest.fixture
+def frozen() -> Iterator[Path]:
+    """A control group whose processes do not die while it is frozen."""
+    if not (FREEZER / "tasks").exists():
+        pytest.skip("only the freezer of version 1 keeps a killed process")
+    group = FREEZER / f"test-{os.getpid()}"
+    group.mkdir()
+    yield group
+    (group / "freezer.state").write_text("THAWED")
+    group.rmdir()
+
+
+async def test_memory_of_a_process_that_does_not_die_stays_reserved(
+    agent: World, scheduler: Scheduler, frozen: Path
+) -> None:
+    """It is in use: whoever got it would have its neighbours killed. It comes back with the process's end."""
+    function = await agent.function(ECHO, memory_mib=3001)
+    environment = await scheduler.start(function)
+    for pid in _processes_with_limit(3001):
+        (frozen / "cgroup.procs").write_text(str(pid))
+    (frozen / "freezer.state").write_text("FROZEN")
+    assert (await scheduler.stop(environment)).reason == "idle"
+    second = await agent.function(ECHO, memory_mib=3000)
+    scheduler.order_start(second)
+    async with asyncio.timeout(20):
+        assert (await scheduler.stopped(second.environment_id)).reason == "capacity"
+        (frozen / "freezer.state").write_text("THAWED")
+        while scheduler.status.reserved["memory_mib"]:
+            await scheduler.status_changed.wait()
+            scheduler.status_changed.clear()
+    second.environment_id += "-again"
+    await scheduler.stop(await scheduler.start(second))
+
+
+def _processes_with_limit(memory_mib: int) -> list[int]:
+    """The processes of the agent's sandbox that has this memory limit."""
+    for file in Path("/sys/fs/cgroup/memory").glob(f"**/lambent-test-{os.getpid()}/*/memory.limit_in_bytes"):
+        if int(file.read_text()) == memory_mib << 20:
+            return [int(pid) for pid in (file.parent / "cgroup.procs").read_text().split()]
+    raise AssertionError(f"no sandbox has {memory_mib} MiB")
 
 
 async def test_an_environment_takes_one_call_at_a_time(agent: World, scheduler: Scheduler) -> None:

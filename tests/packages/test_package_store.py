@@ -8,10 +8,11 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.nats_server import NatsServer, nats_server
+from tests.nats_server import NatsServer, nats_cluster, nats_server
 
 from lambent.errors import InvalidParameterError, ResourceNotFoundError, UnavailableError
 from lambent_common.credentials import Credentials
+from lambent_common.log_streams import ensure_log_streams, stream_name
 from lambent_common.nats import connect_nats
 from lambent_common.packages import PackageStore
 
@@ -133,6 +134,36 @@ async def test_packages_survive_a_crash_of_the_server(server: NatsServer, tmp_pa
                 break
     assert (tmp_path / "out").read_bytes() == path.read_bytes()
     assert names_in(tmp_path) == ["in", "out"]
+
+
+async def test_a_cluster_keeps_every_stream_on_three_members() -> None:
+    """A machine that is lost takes no function's code and no log with it."""
+    async with nats_cluster() as servers, asyncio.timeout(60), servers[0].connect() as client:
+        js = client.jetstream()
+        while True:
+            try:
+                await PackageStore.open(js)
+                await ensure_log_streams(js)
+            except UnavailableError:  # there is no leader yet
+                continue
+            break
+        for name in ("OBJ_lambent-code", stream_name(0)):
+            assert (await js.stream_info(name)).config.num_replicas == 3
+
+
+async def test_what_an_operator_set_stays(js: JetStreamContext) -> None:
+    """Every daemon ensures the streams at its start; older ones know other bounds."""
+    await PackageStore.open(js)
+    await ensure_log_streams(js)
+    for name in ("OBJ_lambent-code", stream_name(1)):
+        config = (await js.stream_info(name)).config
+        assert config.num_replicas == 1
+        await js.update_stream(config.evolve(max_bytes=123_456_789, description="mine"))
+    await PackageStore.open(js)
+    await ensure_log_streams(js)
+    for name in ("OBJ_lambent-code", stream_name(1)):
+        config = (await js.stream_info(name)).config
+        assert (config.max_bytes, config.description) == (123_456_789, "mine")
 
 
 async def test_wrong_password_is_refused_with_a_reason(server: NatsServer) -> None:

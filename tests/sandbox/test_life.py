@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.sandbox_harness import OWN_RUNTIME, Lab, config, lab
+from tests.sandbox_harness import OWN_RUNTIME, Lab, config, lab, pool_of, processes_of, zygote_of
 
 from lambent_node_agent.sandbox import SandboxError, SandboxHost
 from lambent_runtime.channel import Kind
@@ -87,9 +87,9 @@ def handler(event, context):
 """
     async with world.function(code) as function:
         await function.invoke()
-        assert len(function.sandbox._slot.group.process_ids()) > 5
+        assert len(processes_of(function.sandbox)) > 5
         await function.sandbox.kill_runtime()
-        assert len(function.sandbox._slot.group.process_ids()) == 1
+        assert len(processes_of(function.sandbox)) == 1
 
 
 async def test_orphans_leave_no_zombie(world: Lab) -> None:
@@ -182,7 +182,7 @@ async def test_the_pool_hands_out_ready_made_sandboxes(mount_namespace: None, pl
     async with asyncio.timeout(30), lab(place, "pool", pool_size=2) as made:
         await made.host.wait_until_filled()
         assert made.host.ready_made(OWN_RUNTIME) == 2
-        waiting = list(made.host._pools[OWN_RUNTIME])
+        waiting = pool_of(made.host)
         sandbox = await made.host.create(OWN_RUNTIME)
         assert sandbox is waiting[0]
         await made.host.wait_until_filled()
@@ -195,7 +195,7 @@ async def test_a_pooled_sandbox_that_died_is_not_handed_out(mount_namespace: Non
     async with asyncio.timeout(30), lab(place, "dead", pool_size=1) as made:
         await made.host.wait_until_filled()
         assert made.host.ready_made(OWN_RUNTIME) == 1
-        [waiting] = made.host._pools[OWN_RUNTIME]
+        [waiting] = pool_of(made.host)
         signal.pidfd_send_signal(waiting._process_fd, signal.SIGKILL)
         await waiting.exited
         async with made.function(ECHO) as function:
@@ -206,7 +206,7 @@ async def test_a_dead_zygote_takes_its_sandboxes_and_is_started_again(mount_name
     """Its environments are reported as ended, and the node goes on."""
     async with asyncio.timeout(30), lab(place, "zygote") as made:
         sandbox = await made.host.create(OWN_RUNTIME)
-        made.host._zygotes[OWN_RUNTIME]._process.kill()
+        zygote_of(made.host)._process.kill()
         await sandbox.exited
         await sandbox.close()
         async with made.function(ECHO) as function:
@@ -216,7 +216,7 @@ async def test_a_dead_zygote_takes_its_sandboxes_and_is_started_again(mount_name
 async def test_zygotes_do_not_get_the_signals_of_the_agents_terminal(world: Lab) -> None:
     """Ctrl-C is the agent's to act on: running invocations may end first."""
     await (await world.host.create(OWN_RUNTIME)).close()
-    assert os.getsid(world.host._zygotes[OWN_RUNTIME]._process.pid) != os.getsid(0)
+    assert os.getsid(zygote_of(world.host)._process.pid) != os.getsid(0)
 
 
 async def test_leaving_the_host_takes_everything_off_the_machine(mount_namespace: None, place: Path) -> None:
@@ -238,6 +238,7 @@ AGENT = """
 import asyncio, json, os, sys
 from pathlib import Path
 from lambent_node_agent.sandbox import SandboxConfig, SandboxHost, enter_private_mount_namespace
+from tests.sandbox_harness import processes_of, zygote_of
 
 async def main():
     async with SandboxHost(SandboxConfig(Path(sys.argv[1]), sys.argv[2], pool_size=1)) as host:
@@ -245,9 +246,7 @@ async def main():
         await sandbox.specialise(Path(sys.argv[4]), 128, 72, 16)
         process = await sandbox.start_runtime("handler.handler", {})
         await asyncio.get_running_loop().sock_recv(process.channel, 5)  # READY
-        pids = sandbox._slot.group.process_ids()
-        zygotes = [zygote._process.pid for zygote in host._zygotes.values()]
-        print(json.dumps(pids + zygotes), flush=True)
+        print(json.dumps([*processes_of(sandbox), zygote_of(host)._process.pid]), flush=True)
         await asyncio.Event().wait()
 
 enter_private_mount_namespace()

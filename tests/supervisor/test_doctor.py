@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,7 +25,6 @@ GOOD = Facts(
     namespaces=dict.fromkeys(NAMESPACES),
     layout=Layout((UNIFIED,)),
     unwritable_groups=(),
-    filesystems=frozenset({"tmpfs", "overlay", "nodev"}),
     seccomp_actions=("kill_process", "errno", "allow"),
     open_files=1 << 20,
     pids=4194304,
@@ -31,6 +32,9 @@ GOOD = Facts(
     etcd=FoundProgram(Path("/usr/bin/etcd"), Version(3, 4, 23)),
     nats_server=FoundProgram(Path("/opt/nats-server"), Version(2, 12, 1)),
     machine=Machine(8192, 4.0),
+    data_dir=Path("/root/.local/share/lambent"),
+    disk_free_mib=100_000,
+    sandbox_error=None,
 )
 
 
@@ -58,7 +62,8 @@ def layout_of(*hierarchies: Hierarchy) -> Layout:
         ("namespaces", {"namespaces": GOOD.namespaces | {"net": "Operation not permitted"}}, "net (Operation not"),
         ("cgroups", {"layout": Layout(())}, "none"),
         ("cgroups", {"unwritable_groups": (Path("/sys/fs/cgroup"),)}, "not writable: /sys/fs/cgroup"),
-        ("filesystems", {"filesystems": frozenset({"ext4"})}, "no tmpfs"),
+        ("disk", {"disk_free_mib": 500}, "500 MiB free in /root"),
+        ("sandbox", {"sandbox_error": "open_tree(/x): Function not implemented"}, "open_tree"),
         ("interpreters", {"runtimes": {}}, "no CPython"),
         ("etcd", {"etcd": None}, "not installed"),
         ("etcd", {"etcd": FoundProgram(Path("/opt/etcd"), Version(3, 5, 1))}, "3.5.1 may lose data"),
@@ -80,9 +85,9 @@ def test_what_is_needed_and_missing_is_said_with_help(name: str, change: dict[st
 @pytest.mark.parametrize(
     ("name", "change"),
     [
-        ("seccomp", {"seccomp_actions": ()}),
-        ("filesystems", {"filesystems": frozenset({"tmpfs"})}),
+        ("disk", {"disk_free_mib": 4000}),
         ("limits", {"open_files": 1024}),
+        ("limits", {"open_files": 4096, "machine": Machine(128 * 1024, 16.0)}),
         ("limits", {"pids": 4096}),
         ("memory", {"machine": Machine(2048, 1.0)}),
         ("cgroups", {"layout": layout_of(dataclasses.replace(UNIFIED, controllers=frozenset({"memory", "pids"})))}),
@@ -93,6 +98,32 @@ def test_what_only_weakens_is_a_warning(name: str, change: dict[str, object]) ->
     check = named(dataclasses.replace(GOOD, **change), name)  # type: ignore[arg-type]  # a field's name and its value
     assert check.status is Status.WARNING
     assert check.help
+
+
+@pytest.mark.parametrize("actions", [(), GOOD.seccomp_actions])
+def test_a_protection_that_is_not_used_is_not_shown_as_one(actions: tuple[str, ...]) -> None:
+    """Whoever reads it would run hostile code."""
+    assert "do not use them yet" in named(dataclasses.replace(GOOD, seccomp_actions=actions), "seccomp").detail
+
+
+def test_a_missing_controller_can_be_accepted_by_name() -> None:
+    """The agent refuses to start otherwise, and both say the same."""
+    check = named(dataclasses.replace(GOOD, layout=Layout(())), "cgroups")
+    assert "--allow-missing memory,pids" in check.help
+
+
+def test_doctor_tries_what_it_promises() -> None:
+    """Prerequisites by name are there, and the kernel says no all the same: no room for a sandbox's locks here."""
+    hide = "import sys\nfrom lambent_runtime import linux\nlinux.unshare(linux.CLONE_NEWNS)\n"
+    hide += "linux.mount(None, '/', None, linux.MS_REC | linux.MS_PRIVATE)\n"
+    hide += "linux.mount('none', '/run', 'tmpfs', linux.MS_RDONLY)\n"
+    hide += "from lambent.cli.main import main\nsys.argv = ['lambent', 'doctor', '--output=json']\nmain()\n"
+    done = subprocess.run([sys.executable, "-c", hide], capture_output=True, text=True, check=False, timeout=60)
+    checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
+    assert checks["namespaces"]["status"] == "ok"
+    assert checks["sandbox"]["status"] == "missing"
+    assert "/run/lambent" in checks["sandbox"]["detail"]
+    assert done.returncode == 1
 
 
 @pytest.mark.parametrize(("unified", "words"), [((False, False), "v1,"), ((False, True), "hybrid"), ((True,), "v2,")])

@@ -6,6 +6,7 @@ Rules from the kernel's documentation: admin-guide/cgroup-v1/memory, scheduler/s
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from typing import TYPE_CHECKING, Protocol
 
@@ -66,7 +67,7 @@ class MemoryV1:
         self._directory = directory
         self._swap = (directory / "memory.memsw.limit_in_bytes").exists()  # absent when swap accounting is off
         self._peak = files.open_file(directory / "memory.max_usage_in_bytes", os.O_RDWR)
-        self._oom = files.open_file(directory / "memory.oom_control", os.O_RDONLY)
+        self._oom = _open_beside(self._peak, directory / "memory.oom_control")
 
     def limit(self, limit_bytes: int | None) -> None:
         """Set memory, then memory and swap together to the same: the second may never be less than the first."""
@@ -107,7 +108,7 @@ class MemoryV2:
         self._directory = directory
         self._swap = (directory / "memory.swap.max").exists()
         self.reusable, self._peak = self._open_peak()
-        self._oom = files.open_file(directory / "memory.events", os.O_RDONLY)
+        self._oom = _open_beside(self._peak, directory / "memory.events")
 
     def _open_peak(self) -> tuple[bool, int]:
         """Open memory.peak (Linux 5.19), writable where a new peak can be started (6.12), else memory.current."""
@@ -151,6 +152,15 @@ class MemoryV2:
         os.close(self._oom)
 
 
+def _open_beside(fd: int, path: Path) -> int:
+    """Open a file for reading; when that fails, the other descriptor is closed."""
+    try:
+        return files.open_file(path, os.O_RDONLY)
+    except CgroupError:
+        os.close(fd)
+        raise
+
+
 class CpuController(Protocol):
     """Limits CPU time and weighs the group against others."""
 
@@ -175,14 +185,39 @@ class CpuV1:
         files.write(self._directory / "cpu.shares", str(shares))
 
     def limit(self, cpu_millis: int | None) -> None:
-        """See CpuController."""
+        """See CpuController.
+
+        A quota above the one of a group around it is refused by version 1, where version 2 takes the lesser of the two:
+        then the group has none of its own, and the other one holds.
+        """
         quota = None if cpu_millis is None else quota_us(cpu_millis)
+        try:
+            self._write(quota)
+        except CgroupError:
+            if cpu_millis is None or cpu_millis <= self._outer_cpu_millis():
+                raise
+            self._write(None)
+
+    def _write(self, quota: int | None) -> None:
         _write_quota(
             self._directory / "cpu.cfs_quota_us",
             _UNLIMITED if quota is None else str(quota),
             self._directory / "cpu.cfs_burst_us" if self._burst else None,
             quota,
         )
+
+    def _outer_cpu_millis(self) -> float:
+        """Return the least quota of the groups around this one, in thousandths of a CPU; infinity for none."""
+        least = math.inf
+        for directory in self._directory.parents:
+            try:
+                quota = int((directory / "cpu.cfs_quota_us").read_text())
+                period = int((directory / "cpu.cfs_period_us").read_text())
+            except OSError:
+                break  # above the hierarchy's mount, or its root, which has no quota
+            if quota > 0:
+                least = min(least, quota * 1000 / period)
+        return least
 
 
 class CpuV2:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from typing import TYPE_CHECKING
 
 from . import files
@@ -51,10 +50,15 @@ class Group:
         takes 10 ms on an idle machine. Version 2 has no such file for a group with controllers.
         """
         names = {True: "cgroup.procs", False: "tasks"}
-        return [
-            files.open_file(directory / names[hierarchy.unified], os.O_WRONLY)
-            for hierarchy, directory in self._directories.items()
-        ]
+        opened: list[int] = []
+        try:
+            for hierarchy, directory in self._directories.items():
+                opened.append(files.open_file(directory / names[hierarchy.unified], os.O_WRONLY))
+        except CgroupError:
+            for fd in opened:
+                os.close(fd)
+            raise
+        return opened
 
     def limit_memory(self, memory_mib: int | None) -> None:
         """Limit memory, without swap; None lifts the limit.
@@ -88,21 +92,6 @@ class Group:
         """Return how many processes were killed for want of memory since `reset`."""
         return self._memory.oom_kills() - self._oom_baseline if self._memory is not None else 0
 
-    def process_ids(self) -> list[int]:
-        """Return the processes in it, of any hierarchy, as this process's PID namespace sees them."""
-        found: set[int] = set()
-        for directory in self._directories.values():
-            found.update(int(line) for line in (directory / "cgroup.procs").read_text().split())
-        return sorted(found - {0})
-
-    def kill(self) -> None:
-        """Send SIGKILL to every process in it. The ones that a forking process adds meanwhile need another call."""
-        for pid in self.process_ids():
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-
     def reset(self) -> None:
         """Make the empty group as new: no limits, no cached pages, a new peak.
 
@@ -114,7 +103,7 @@ class Group:
             self._oom_baseline = self._memory.oom_kills()
 
     def remove(self) -> None:
-        """Remove the empty group.
+        """Remove the empty group; may be called again after it has failed.
 
         Raises:
             CgroupError: There are processes in it.
@@ -125,5 +114,7 @@ class Group:
         for directory in self._directories.values():
             try:
                 directory.rmdir()
+            except FileNotFoundError:
+                continue  # it went before another one that would not
             except OSError as error:
                 raise CgroupError(f"removal of {directory}: {error.strerror}") from error

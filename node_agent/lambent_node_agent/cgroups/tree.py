@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import time
 from typing import TYPE_CHECKING
+
+from lambent_common.control_groups import remove_group
 
 from . import files
 from .errors import CgroupError
 from .group import Group
-from .layout import CONTROLLERS, Hierarchy, Layout, read_layout
+from .layout import CONTROLLERS, Hierarchy, Layout
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 _PREFIX = "lambent-"
 _CONTROL_SUFFIX = ".control"
+_LEAF = f"{_PREFIX}leaf"
+_MOVE_ROUNDS = 100
+"""Each round moves what there is; only a fork bomb outlasts this many."""
 _CONTROL_CPU_MILLIS = 10_000
 """The control plane against all sandboxes of its node together, which weigh as one CPU: ten to one, when both want to
 run."""
@@ -103,15 +107,20 @@ class Tree:
         """Remove everything; members of the control plane's group go back to where they came from.
 
         Raises:
-            CgroupError: A process in a sandbox's group would not die.
+            CgroupError: A process in a sandbox's group would not die, or one of the control plane cannot go back. What
+                can be removed has been.
         """
-        for hierarchy, root in self._roots.items():
-            control = root.with_name(root.name + _CONTROL_SUFFIX)
-            if control.exists():
-                for pid in (control / "cgroup.procs").read_text().split():
-                    files.write(_home_of(hierarchy, root) / "cgroup.procs", pid)
-        self._roots.clear()
-        self.sweep()
+        roots, self._roots = self._roots, {}
+        try:
+            for hierarchy, root in roots.items():
+                control = root.with_name(root.name + _CONTROL_SUFFIX)
+                if control.exists():
+                    _move_processes(control, _home_of(hierarchy, root))
+        finally:
+            self.sweep()
+        for hierarchy, root in roots.items():
+            if hierarchy.unified:
+                _fold_leaf(root.parent, hierarchy)
 
     def sweep(self) -> None:
         """Kill and remove what bears the owner's mark, wherever in the hierarchies a former process made it.
@@ -124,24 +133,14 @@ class Tree:
             names = {self._name, self._name + _CONTROL_SUFFIX}
             for directory in list(_find(hierarchy.mount, names, _MAX_SWEEP_DEPTH)):
                 if directory.name == self._name:
-                    _remove_tree(directory, deadline)
+                    _remove(directory, deadline)
                 elif not (directory / "cgroup.procs").read_text():
                     directory.rmdir()  # with members it is in use: those are the control plane, not sandboxes
 
 
-def open_tree(owner: str) -> Tree:
-    """Open the owner's groups on this machine.
-
-    Raises:
-        CgroupError: A hierarchy is not writable.
-    """
-    tree = Tree(read_layout(), owner)
-    tree.open()
-    return tree
-
-
 def _home_of(hierarchy: Hierarchy, root: Path) -> Path:
-    return hierarchy.own if hierarchy.own.exists() else root.parent
+    home = hierarchy.own if hierarchy.own.exists() else root.parent
+    return leaf if (leaf := home / _LEAF).exists() else home
 
 
 def _make_directory(path: Path) -> None:
@@ -161,14 +160,53 @@ def _enable_controllers(directory: Path, hierarchy: Hierarchy) -> None:
     try:
         files.write(control, value)
     except CgroupError as error:
-        if not isinstance(error.__cause__, OSError) or error.__cause__.errno != errno.EBUSY:
+        if _errno_of(error) != errno.EBUSY:
             raise
         # Only the machine's real root may have both processes and controllers; in a container they move to a leaf.
-        leaf = directory / f"{_PREFIX}leaf"
+        leaf = directory / _LEAF
         leaf.mkdir(exist_ok=True)
-        for pid in (directory / "cgroup.procs").read_text().split():
-            files.write(leaf / "cgroup.procs", pid)
+        _move_processes(directory, leaf)
         files.write(control, value)
+
+
+def _fold_leaf(directory: Path, hierarchy: Hierarchy) -> None:
+    """Undo the move to a leaf, unless another agent's groups still need the controllers."""
+    leaf = directory / _LEAF
+    if not leaf.exists():
+        return
+    try:
+        files.write(
+            directory / "cgroup.subtree_control", " ".join(f"-{name}" for name in sorted(hierarchy.controllers))
+        )
+    except CgroupError as error:
+        if _errno_of(error) == errno.EBUSY:
+            return
+        raise
+    _move_processes(leaf, directory)
+    leaf.rmdir()
+
+
+def _move_processes(source: Path, target: Path) -> None:
+    """Move all processes of a group, also those that fork while they are being moved.
+
+    Raises:
+        CgroupError: The kernel refused, or new ones came faster than they could be moved.
+    """
+    for _ in range(_MOVE_ROUNDS):
+        pids = (source / "cgroup.procs").read_text().split()
+        if not pids:
+            return
+        for pid in pids:
+            try:
+                files.write(target / "cgroup.procs", pid)
+            except CgroupError as error:
+                if _errno_of(error) != errno.ESRCH:  # it has ended meanwhile
+                    raise
+    raise CgroupError(f"{source} has new processes after {_MOVE_ROUNDS} rounds of moving them to {target}")
+
+
+def _errno_of(error: CgroupError) -> int | None:
+    return error.__cause__.errno if isinstance(error.__cause__, OSError) else None
 
 
 def _find(directory: Path, names: set[str], depth: int) -> Iterator[Path]:
@@ -184,26 +222,8 @@ def _find(directory: Path, names: set[str], depth: int) -> Iterator[Path]:
                 continue  # removed by its owner meanwhile
 
 
-def _remove_tree(directory: Path, deadline: float) -> None:
-    """Remove a group with all below it, killing what runs there."""
-    for child in [path for path in directory.iterdir() if path.is_dir()]:
-        _remove_tree(child, deadline)
-    while True:
-        pids = [int(line) for line in (directory / "cgroup.procs").read_text().split()]
-        if os.getpid() in pids:
-            return
-        for pid in pids:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-        try:
-            directory.rmdir()
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            if time.monotonic() > deadline:
-                raise CgroupError(f"removal of {directory}: {error.strerror}") from error
-            time.sleep(0.001)  # the killed are still dying; there is no event to wait for on version 1
-        else:
-            return
+def _remove(directory: Path, deadline: float) -> None:
+    try:
+        remove_group(directory, deadline)
+    except OSError as error:
+        raise CgroupError(f"removal of {directory}: {error}") from error

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lambent_common.programs import ETCD, NATS_SERVER, Program, Version
+from lambent_node_agent.sandbox import NEEDED_CONTROLLERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,8 +17,11 @@ if TYPE_CHECKING:
 # mount_setattr(2), by which sandboxes get their read-only mounts, came with 5.12.
 MINIMUM_KERNEL = Version(5, 12, 0)
 
-# One environment takes about a dozen descriptors of its agent; this is enough for three hundred.
-WANTED_OPEN_FILES = 4096
+# Of its agent an environment takes these descriptors: control socket, pidfd, channel, log pipe, and its memory group's
+# peak and events. The rest is for schedulers, etcd, NATS, and packages on their way.
+OPEN_FILES_PER_ENVIRONMENT = 6
+OWN_OPEN_FILES = 1024
+SMALLEST_FUNCTION_MIB = 128
 # An environment may have 1,024 processes and threads (AWS Lambda quotas).
 WANTED_PIDS = 32768
 
@@ -25,9 +29,11 @@ WANTED_PIDS = 32768
 WANTED_MEMORY_MIB = 2560
 MINIMUM_MEMORY_MIB = 768
 
-# Without one of these a function could take the machine down; cpu only makes functions unfair to each other.
-NEEDED_CONTROLLERS = ("memory", "pids")
 WANTED_CONTROLLERS = ("cpu",)
+
+# The bounds of etcd (4 GiB), of the logs (1 GiB) and of a node's code (5 GiB); packages and events come on top.
+WANTED_DISK_MIB = 10_240
+MINIMUM_DISK_MIB = 1024
 
 SECCOMP_ACTIONS = ("errno", "kill_process", "allow")
 
@@ -91,7 +97,11 @@ def _cgroups(facts: Facts) -> Check:
     found = [name for name in (*NEEDED_CONTROLLERS, *WANTED_CONTROLLERS) if name not in {*lacking, *unwanted}]
     detail = f"{kind}, controllers: {' '.join(sorted(found)) or 'none'}"
     if lacking:
-        help_ = f"Mount the controllers {', '.join(lacking)}, or enable them at the kernel's command line."
+        names = ",".join(lacking)
+        help_ = (
+            f"Mount the controllers {names}, or enable them at the kernel's command line. Without them functions have "
+            f"no such limit: `lambent agent --allow-missing {names}`."
+        )
         return Check("cgroups", Status.MISSING, detail, help_)
     if facts.unwritable_groups:
         where = ", ".join(map(str, facts.unwritable_groups))
@@ -103,27 +113,35 @@ def _cgroups(facts: Facts) -> Check:
 
 
 def _seccomp(facts: Facts) -> Check:
-    if all(action in facts.seccomp_actions for action in SECCOMP_ACTIONS):
-        return Check("seccomp", Status.OK, "filters with " + " ".join(SECCOMP_ACTIONS))
-    return Check("seccomp", Status.WARNING, "no filters", "System calls of functions cannot be narrowed down.")
+    has = "has" if all(action in facts.seccomp_actions for action in SECCOMP_ACTIONS) else "lacks"
+    return Check("seccomp", Status.OK, f"the kernel {has} filters; sandboxes do not use them yet")
 
 
-def _filesystems(facts: Facts) -> Check:
-    if "tmpfs" not in facts.filesystems:
-        return Check("filesystems", Status.MISSING, "no tmpfs", "A kernel with tmpfs is needed.")
-    if "overlay" not in facts.filesystems:
-        help_ = "Images as roots of sandboxes need it: modprobe overlay."
-        return Check("filesystems", Status.WARNING, "tmpfs, no overlay", help_)
-    return Check("filesystems", Status.OK, "tmpfs overlay")
+def _sandbox(facts: Facts) -> Check:
+    if facts.sandbox_error is not None:
+        help_ = "The lines above may tell why; otherwise run as root, outside of containers that forbid mounts."
+        return Check("sandbox", Status.MISSING, f"none could be made: {facts.sandbox_error}", help_)
+    return Check("sandbox", Status.OK, "one was made, ran a function and left nothing behind")
+
+
+def _disk(facts: Facts) -> Check:
+    detail = f"{facts.disk_free_mib} MiB free in {facts.data_dir}"
+    if facts.disk_free_mib < MINIMUM_DISK_MIB:
+        help_ = f"At least {MINIMUM_DISK_MIB} MiB are needed; `lambent up --data-dir` chooses another disk."
+        return Check("disk", Status.MISSING, detail, help_)
+    if facts.disk_free_mib < WANTED_DISK_MIB:
+        return Check("disk", Status.WARNING, detail, f"The stores and a node's code may take {WANTED_DISK_MIB} MiB.")
+    return Check("disk", Status.OK, detail)
 
 
 def _limits(facts: Facts) -> Check:
     files = "no limit" if facts.open_files is None else str(facts.open_files)
     detail = f"open files {files}, processes {facts.pids}"
-    if facts.open_files is not None and facts.open_files < WANTED_OPEN_FILES:
-        return Check(
-            "limits", Status.WARNING, detail, f"Raise it for many environments: ulimit -Hn {WANTED_OPEN_FILES}"
-        )
+    environments = facts.machine.memory_mib // SMALLEST_FUNCTION_MIB
+    wanted = OWN_OPEN_FILES + OPEN_FILES_PER_ENVIRONMENT * environments
+    if facts.open_files is not None and facts.open_files < wanted:
+        help_ = f"Raise it for the {environments} environments that fit into memory: ulimit -Hn {wanted}"
+        return Check("limits", Status.WARNING, detail, help_)
     if facts.pids < WANTED_PIDS:
         help_ = f"Raise it for many environments: sysctl kernel.pid_max={WANTED_PIDS}"
         return Check("limits", Status.WARNING, detail, help_)
@@ -172,10 +190,11 @@ _CHECKS: tuple[Callable[[Facts], Check], ...] = (
     _namespaces,
     _cgroups,
     _seccomp,
-    _filesystems,
     _limits,
     _interpreters,
     _etcd,
     _nats_server,
     _memory,
+    _disk,
+    _sandbox,
 )

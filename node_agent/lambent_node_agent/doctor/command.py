@@ -9,6 +9,9 @@ import sys
 
 import click
 
+from lambent.endpoint import default_data_dir
+from lambent_common.logging import configure_logging
+
 from .checks import Check, Status, run_checks
 from .facts import gather_facts
 
@@ -20,7 +23,9 @@ _MARK_WIDTH = max(len(mark) for mark, _ in _MARKS.values())
 @click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def doctor(output: str) -> None:
     """Tell which protections and prerequisites this machine has; exit 1 when something needed is missing."""
-    checks = run_checks(asyncio.run(gather_facts(os.environ.get("PATH", os.defpath))))
+    configure_logging("doctor", level="error")
+    data_dir = default_data_dir(os.environ).absolute()
+    checks = run_checks(asyncio.run(gather_facts(os.environ.get("PATH", os.defpath), data_dir)))
     ready = all(check.status is not Status.MISSING for check in checks)
     if output == "json":
         click.echo(json.dumps({"ready": ready, "checks": [_as_json(check) for check in checks]}, indent=2))

@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import platform
 import resource
+import shutil
 import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lambent_common.machine import Machine, read_machine
+from lambent_common.machine import MEBIBYTE, Machine, read_machine
 from lambent_common.programs import ETCD, NATS_SERVER, Program, Version, find_program, program_version
 from lambent_node_agent.cgroups import Layout, read_layout
 from lambent_node_agent.sandbox import interpreters
 from lambent_runtime import linux
+
+from .trial import try_sandbox
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,14 +51,16 @@ class Facts:
         namespaces: For each of NAMESPACES None, or why it could not be made.
         layout: The hierarchies of control groups.
         unwritable_groups: Mount points of hierarchies in which no group can be made.
-        filesystems: Those that the kernel has now; modules that are not loaded are missing.
         seccomp_actions: What seccomp filters may answer; empty without seccomp.
-        open_files: Hard limit of descriptors; None means none.
+        open_files: Hard limit of descriptors, to which the agent raises its own; None means none.
         pids: Most processes of the machine.
         runtimes: Interpreters by the name of their runtime, with their paths.
         etcd: On PATH; None when missing.
         nats_server: The wheel's, or on PATH; None when missing.
         machine: Memory and CPUs.
+        data_dir: Where `lambent up` keeps everything when nothing else is said.
+        disk_free_mib: On its disk.
+        sandbox_error: Why no sandbox could be made; None when one was.
     """
 
     user_id: int
@@ -63,7 +68,6 @@ class Facts:
     namespaces: Mapping[str, str | None]
     layout: Layout
     unwritable_groups: tuple[Path, ...]
-    filesystems: frozenset[str]
     seccomp_actions: tuple[str, ...]
     open_files: int | None
     pids: int
@@ -71,13 +75,17 @@ class Facts:
     etcd: FoundProgram | None
     nats_server: FoundProgram | None
     machine: Machine
+    data_dir: Path
+    disk_free_mib: int
+    sandbox_error: str | None
 
 
-async def gather_facts(search_path: str) -> Facts:
+async def gather_facts(search_path: str, data_dir: Path) -> Facts:
     """Look at everything; takes about a second, most of it for starting the programs that say their version.
 
     Args:
         search_path: Directories as in PATH.
+        data_dir: Where a cluster would keep everything.
     """
     # First, while this process has one thread: a fork copies only the calling one.
     namespaces = {name: _try_unshare(flag) for name, flag in NAMESPACES.items()}
@@ -92,7 +100,6 @@ async def gather_facts(search_path: str) -> Facts:
         unwritable_groups=tuple(
             hierarchy.mount for hierarchy in layout.hierarchies if not _is_writable(hierarchy.own, hierarchy.mount)
         ),
-        filesystems=frozenset(_read("/proc/filesystems").split()),
         seccomp_actions=tuple(_read("/proc/sys/kernel/seccomp/actions_avail").split()),
         open_files=None if hard_limit == resource.RLIM_INFINITY else hard_limit,
         pids=int(_read("/proc/sys/kernel/pid_max") or 0),
@@ -100,6 +107,9 @@ async def gather_facts(search_path: str) -> Facts:
         etcd=_find(ETCD, search_path),
         nats_server=_find(NATS_SERVER, search_path),
         machine=read_machine(),
+        data_dir=data_dir,
+        disk_free_mib=_free_mib(data_dir),
+        sandbox_error=await try_sandbox(),
     )
 
 
@@ -113,6 +123,12 @@ def _read(path: str) -> str:
         return Path(path).read_text()
     except OSError:
         return ""
+
+
+def _free_mib(directory: Path) -> int:
+    """Room on the disk of a directory, which may not exist yet."""
+    there = next(parent for parent in (directory, *directory.parents) if parent.exists())
+    return shutil.disk_usage(there).free // MEBIBYTE
 
 
 def _is_writable(own: Path, mount: Path) -> bool:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final, Protocol
 
-from lambent.errors import InvalidRequestContentError, RequestTooLargeError, ServiceError
+from lambent.errors import CancelledError, InvalidRequestContentError, RequestTooLargeError, ServiceError
 from lambent.framing import INITIAL_CREDIT_BYTES, MAX_PAYLOAD_BYTES, MAX_PIECE_BYTES, Body, FrameWriter
+from lambent.rpc_errors import to_frame
 from lambent.v1 import frame_pb2, node_pb2
-from lambent_node_agent.environment.failures import MAX_RESPONSE_BYTES, MAX_STREAMED_BYTES
+from lambent_node_agent.environment.failures import MAX_STREAMED_BYTES
 from lambent_node_agent.environment.trace import xray_trace_id
 from lambent_runtime.channel import InvokeHeader, encode_invoke
 
@@ -41,7 +42,7 @@ class Call:
 
     __slots__ = (
         "_answer",
-        "_collected",
+        "_end",
         "_granted",
         "_on_room",
         "_pieces",
@@ -67,16 +68,31 @@ class Call:
         self._pieces: list[bytes] = []
         self._granted = 0
         self._answer: Body[node_pb2.NodeEvent] | None = None
-        self._collected = bytearray()
         self._on_room: Callable[[], None] | None = None
+        # The END of an answer that waits for credit.
+        self._end: frame_pb2.End | None = None
 
     def abandon(self) -> None:
         """The scheduler is gone: nothing is sent any more, nothing waits for credit, a payload stays incomplete."""
-        self.ended = self.ended or not self.complete
-        if self._answer is not None:
-            self._answer.abandon()
-        self._stream = self._answer = None
+        if not self.complete:
+            self.ended = True
+            self._pieces.clear()
+        self._drop_answer()
+        self._stream = None
         self._make_room()
+
+    def discard_answer(self) -> None:
+        """Nobody wants the answer any more: what of it waits for credit is dropped, and the END waits for nothing."""
+        stream, end = self._stream, self._end
+        self._drop_answer()
+        self._make_room()
+        if stream is None or end is None:
+            return
+        request_id = self.opening.request_id
+        error = CancelledError(f"The answer of invocation {request_id} was not read to its end.", dispatched=True)
+        cut = frame_pb2.End(report=end.report, service_error=to_frame(error))
+        stream.forget(self)
+        stream.writer.send(node_pb2.NodeEvent(call_id=self.call_id, end=cut))
 
     # Payload, in
 
@@ -106,8 +122,8 @@ class Call:
         self.payload_piece(payload)
         self.complete = True
 
-    def invoke_frame(self, timeout_s: float) -> bytes:
-        """Make the frame that the runtime gets; the payload is not kept.
+    def invoke_frame(self, timeout_s: float) -> list[bytes]:
+        """Make the frame that the runtime gets, in pieces; the payload is not kept.
 
         Raises:
             ValueError: The header or the payload is over its bound.
@@ -121,29 +137,18 @@ class Call:
             client_context=opening.client_context.decode(errors="replace") if opening.client_context else None,
             streaming=opening.streaming,
         )
-        event = opening.payload
-        if self._pieces:
-            event = b"".join((event, *self._pieces))
-            self._pieces.clear()
-        return encode_invoke(header, event)
+        pieces, self._pieces = self._pieces, []
+        return encode_invoke(header, opening.payload, *pieces)
 
     # Answer, out
 
     def chunk(self, data: bytes) -> None:
-        """Take a piece of a streamed answer: send it on, or keep it for a caller who wants the answer whole."""
+        """Take a piece of a streamed answer and send it on."""
         self.answered_bytes += len(data)
-        limit = MAX_STREAMED_BYTES if self.opening.streaming else MAX_RESPONSE_BYTES
-        if self.answered_bytes > limit:
+        if self.answered_bytes > MAX_STREAMED_BYTES:
             self.too_large = True
-            self._collected.clear()
-        elif not self.opening.streaming:
-            self._collected += data
         elif self._stream is not None:
             self._body(self._stream).push(data)
-
-    def collected(self) -> bytes:
-        """Give what `chunk` kept."""
-        return bytes(self._collected)
 
     def has_room(self, on_room: Callable[[], None]) -> bool:
         """Tell whether more of a streamed answer can be taken; if not, `on_room` is called once it can."""
@@ -171,23 +176,16 @@ class Call:
             return
         body = self._body(stream)
         body.push(payload)
-        if not body.buffered_bytes:
+        if body.buffered_bytes:
+            self._end = end
+        else:
             stream.forget(self)
         body.finish(node_pb2.NodeEvent(call_id=self.call_id, end=end))
 
     def fail(self, error: ServiceError) -> None:
         """Answer that the call failed outside the function."""
-        self.answer(
-            frame_pb2.End(
-                service_error=frame_pb2.ServiceError(
-                    reason=error.aws_name,
-                    message=error.message,
-                    status_code=error.status.value[0],
-                    dispatched=error.dispatched,
-                    details=error.details,
-                )
-            )
-        )
+        self._pieces.clear()
+        self.answer(frame_pb2.End(service_error=to_frame(error)))
 
     def _body(self, stream: CallStream) -> Body[node_pb2.NodeEvent]:
         if self._answer is None:
@@ -208,3 +206,8 @@ class Call:
         on_room, self._on_room = self._on_room, None
         if on_room is not None:
             on_room()
+
+    def _drop_answer(self) -> None:
+        if self._answer is not None:
+            self._answer.abandon()
+        self._answer = self._end = None

@@ -64,10 +64,17 @@ class RuntimeChannel(asyncio.Protocol):
         if len(self._buffer) >= self._wanted:
             self._cut()
 
-    def send(self, frame: bytes) -> None:
-        """Write a frame. What the runtime does not read yet is held: one frame at most, since it gets one at a time."""
-        if self._transport is not None:
-            self._transport.write(frame)
+    def send(self, frame: list[bytes]) -> None:
+        """Write a frame given in pieces.
+
+        What the runtime does not read yet is held: one frame at most, since it gets one at a time.
+        """
+        if self._transport is None:
+            return
+        if len(frame) == 1:
+            self._transport.write(frame[0])
+        else:
+            self._transport.writelines(frame)
 
     def pause(self) -> None:
         """Stop reading; the runtime blocks once the socket is full."""

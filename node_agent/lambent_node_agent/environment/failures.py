@@ -12,8 +12,6 @@ OUT_OF_MEMORY: Final = "Runtime.OutOfMemory"
 RESPONSE_TOO_LARGE: Final = "Function.ResponseSizeTooLarge"
 TIMED_OUT: Final = "Sandbox.Timedout"
 
-# AWS Lambda: 6 MiB and 100 bytes, the figure in its own error message.
-MAX_RESPONSE_BYTES: Final = 6_291_556
 # AWS Lambda: 200 MB for a streamed response.
 MAX_STREAMED_BYTES: Final = 200 * 1024 * 1024
 
@@ -85,11 +83,10 @@ def timeout_json(request_id: str, timeout_s: float) -> bytes:
     return _payload(TIMED_OUT, f"RequestId: {request_id} Error: Task timed out after {timeout_s:.2f} seconds")
 
 
-def too_large_json() -> bytes:
-    """The payload that a caller gets instead of a response over the limit."""
+def too_large_json(limit_bytes: int) -> bytes:
+    """The payload that a caller gets instead of a response over the limit, or of the rest of a stream."""
     return _payload(
-        RESPONSE_TOO_LARGE,
-        f"Response payload size exceeded maximum allowed payload size ({MAX_RESPONSE_BYTES} bytes).",
+        RESPONSE_TOO_LARGE, f"Response payload size exceeded maximum allowed payload size ({limit_bytes} bytes)."
     )
 
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Final
 
-from lambent.errors import CancelledError, UnavailableError
+from lambent.errors import CancelledError, DeadlineExceededError, UnavailableError
 from lambent_node_agent.environment import failures
 from lambent_node_agent.environment.model import (
     INIT_TIMEOUT_S,
     KILL_TIMEOUT_S,
+    MAX_FAILED_INITS,
     MOVES,
+    REPLACE_TIMEOUT_S,
     Action,
     Answer,
     Cancelled,
@@ -29,6 +31,7 @@ from lambent_node_agent.environment.model import (
     Outcome,
     Phase,
     Refuse,
+    ReplaceSandbox,
     ReportReady,
     RuntimeFailed,
     RuntimeFailure,
@@ -89,6 +92,7 @@ def _start_runtime(env: Environment, deadline: float, now: float, before: list[A
 def _runtime_ready(env: Environment, _: RuntimeReady, now: float) -> Step:
     if env.runtime is not RuntimeState.INITIALISING:
         return _runtime_failed(env, RuntimeFailed(failures.violation_failure("a second READY"), 0), now)
+    env = env._replace(proven=True, failed_inits=0)
     if env.phase is Phase.INVOKE:
         return _dispatch(env, [])
     if env.phase is Phase.RESET:
@@ -113,7 +117,6 @@ def _open(env: Environment, event: Open, now: float) -> Step:
         return env, [Refuse(f"the environment is in phase {env.phase.value}")]
     invocation = event.invocation
     deadline = now + invocation.timeout_s
-    before: list[Action] = [] if env.invoked else [LimitCpu()]
     env = _move(
         env,
         Phase.INVOKE,
@@ -124,11 +127,21 @@ def _open(env: Environment, event: Open, now: float) -> Step:
         invoked=True,
         start_logged=False,
     )
+    if env.runtime is RuntimeState.DYING:
+        return env, []  # a runtime follows when it is gone
+    before: list[Action] = []
+    if not env.cpu_limited:
+        env = _limit_cpu(env, before)
     if env.runtime is RuntimeState.READY:
         return _dispatch(env, before)
     if env.runtime is RuntimeState.ABSENT:
         return _start_runtime(env, deadline, now, before)
     return env, before  # a runtime is on its way
+
+
+def _limit_cpu(env: Environment, actions: list[Action]) -> Environment:
+    actions.append(LimitCpu())
+    return env._replace(cpu_limited=True)
 
 
 def _dispatch(env: Environment, actions: list[Action]) -> Step:
@@ -155,6 +168,7 @@ def _cancelled(env: Environment, event: Cancelled, now: float) -> Step:
     outcome = Outcome(
         service_reason=CancelledError.aws_name,
         service_message=f"The invocation {env.invocation.request_id} was cancelled by its caller.",
+        dispatched=env.start_logged,
         error_type="Sandbox.Cancelled",
         error_line=line,
     )
@@ -208,8 +222,10 @@ def _runtime_failed(env: Environment, event: RuntimeFailed, now: float) -> Step:
         return env, []
     initialising = env.runtime is RuntimeState.INITIALISING
     failed_init = event.failure if initialising else None
+    # What the function wrote to /tmp is memory of the sandbox: with it the next runtime would be killed as well.
+    replace = event.failure.error_type == failures.OUT_OF_MEMORY
     if env.phase is not Phase.INVOKE:
-        return _reset(env, now, failed_init=failed_init)
+        return _reset(env, now, failed_init=failed_init, replace=replace)
     assert env.invocation is not None
     failure, request_id = event.failure, env.invocation.request_id
     message = failure.message or "Unknown application error occurred"
@@ -219,7 +235,7 @@ def _runtime_failed(env: Environment, event: RuntimeFailed, now: float) -> Step:
         error_line=platform_lines.runtime_error(request_id, message, failure.error_type),
     )
     # A runtime that does not come through its init would fail again at once: that waits for the next invocation.
-    return _reset(env, now, outcome=outcome, failed_init=failed_init, restart=not initialising)
+    return _reset(env, now, outcome=outcome, failed_init=failed_init, restart=not initialising, replace=replace)
 
 
 def _tick(env: Environment, event: Tick, now: float) -> Step:
@@ -234,12 +250,19 @@ def _tick(env: Environment, event: Tick, now: float) -> Step:
 
 def _time_out(env: Environment, event: Tick, now: float) -> Step:
     assert env.invocation is not None
-    request_id, timeout_s = env.invocation
-    outcome = Outcome(
-        failure_json=failures.timeout_json(request_id, timeout_s),
-        timed_out=True,
-        error_line=platform_lines.timed_out(event.wall_time, request_id, timeout_s),
-    )
+    request_id, timeout_s, callers_limit = env.invocation
+    error_line = platform_lines.timed_out(event.wall_time, request_id, timeout_s)
+    if callers_limit:
+        outcome = Outcome(
+            service_reason=DeadlineExceededError.aws_name,
+            service_message=f"The invocation {request_id} took longer than the {timeout_s:.2f} seconds of its caller.",
+            dispatched=env.start_logged,
+            timed_out=True,
+            error_line=error_line,
+        )
+    else:
+        failure_json = failures.timeout_json(request_id, timeout_s)
+        outcome = Outcome(failure_json=failure_json, timed_out=True, error_line=error_line)
     initialising = env.runtime is RuntimeState.INITIALISING
     failed_init = _TIMED_OUT_INIT if initialising else None
     return _reset(env, now, outcome=outcome, failed_init=failed_init, restart=not initialising)
@@ -252,14 +275,21 @@ def _reset(
     outcome: Outcome | None = None,
     failed_init: RuntimeFailure | None = None,
     restart: bool = False,
+    replace: bool = False,
 ) -> Step:
     """Kill the runtime; what is to be said about it is said once its last output has been read."""
-    actions: list[Action] = [] if env.runtime is RuntimeState.DYING else [KillRuntime()]
+    failed_inits = env.failed_inits + (failed_init is not None)
+    # Its inits have succeeded before: what makes them fail now is left in the sandbox, or is not to be mended here.
+    replace = (replace or (env.proven and failed_inits >= MAX_FAILED_INITS)) and not env.stop_reason
+    actions: list[Action] = []
+    if env.runtime is not RuntimeState.DYING:
+        actions.append(ReplaceSandbox() if replace else KillRuntime())
+        env = env._replace(failed_inits=0 if replace else failed_inits, cpu_limited=env.cpu_limited and not replace)
     env = _move(
         env,
         Phase.RESET,
         runtime=RuntimeState.DYING,
-        deadline=now + KILL_TIMEOUT_S,
+        deadline=now + (REPLACE_TIMEOUT_S if replace else KILL_TIMEOUT_S),
         outcome=outcome,
         ended=now,
         failed_init=failed_init,
@@ -279,6 +309,8 @@ def _runtime_killed(env: Environment, event: RuntimeKilled, now: float) -> Step:
         actions.append(WriteLog(line))
     env = env._replace(runtime=RuntimeState.ABSENT, deadline=math.inf, failed_init=None)
     if env.phase is Phase.INVOKE:  # it came while the old runtime died
+        if not env.cpu_limited:
+            env = _limit_cpu(env, actions)
         return _start_runtime(env, env.started + _timeout_s(env), now, actions)
     if env.outcome is not None:
         actions += _conclude(env, env.outcome, env.ended - env.started, event.max_memory_used_mib)
@@ -309,7 +341,7 @@ def _stop(env: Environment, event: Stop, now: float) -> Step:
 
 def _sandbox_lost(env: Environment, event: SandboxLost, now: float) -> Step:
     message = f"The environment was lost while it ran the invocation: {event.message}."
-    return _shut_down(env, event.reason, event.message, _abandon(env, message, now, 0))
+    return _shut_down(env, event.reason, event.message, _abandon(env, message, now, event.max_memory_used_mib))
 
 
 def _abandon(env: Environment, message: str, now: float, max_memory_used_mib: int) -> list[Action]:
@@ -317,7 +349,12 @@ def _abandon(env: Environment, message: str, now: float, max_memory_used_mib: in
         return []
     if env.outcome is not None:
         return _conclude(env, env.outcome, env.ended - env.started, max_memory_used_mib)
-    outcome = Outcome(service_reason=UnavailableError.aws_name, service_message=message, error_type="Sandbox.Failure")
+    outcome = Outcome(
+        service_reason=UnavailableError.aws_name,
+        service_message=message,
+        dispatched=env.start_logged,
+        error_type="Sandbox.Failure",
+    )
     return _conclude(env, outcome, now - env.started, max_memory_used_mib)
 
 

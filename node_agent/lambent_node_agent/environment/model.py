@@ -41,6 +41,10 @@ MOVES: Final[dict[Phase, frozenset[Phase]]] = {
 INIT_TIMEOUT_S: Final = 10.0  # AWS Lambda: the init phase is limited to 10 seconds
 # The sandbox itself gives up after 5 s; this is for a sandbox that does not even say so.
 KILL_TIMEOUT_S: Final = 8.0
+# Closing a sandbox and making another one take some 20 ms; 15 s are what both may take on a machine that is far behind.
+REPLACE_TIMEOUT_S: Final = 15.0
+# One init may fail by chance, as when a service that the module asks is away.
+MAX_FAILED_INITS: Final = 2
 
 
 class RuntimeState(enum.Enum):
@@ -57,7 +61,9 @@ class Invocation(NamedTuple):
 
     request_id: str
     timeout_s: float
-    """The smaller of the function's timeout and the caller's."""
+    """The smaller of the function's timeout and the time that is left to the caller."""
+    callers_limit: bool = False
+    """True when it is the caller's."""
 
 
 class RuntimeFailure(NamedTuple):
@@ -81,6 +87,8 @@ class Outcome(NamedTuple):
     service_reason: str = ""
     """AWS name of the service error, when the call failed outside the function."""
     service_message: str = ""
+    dispatched: bool = False
+    """With a service error: True when the runtime has got the invocation, so that it may have run."""
     error_type: str = ""
     """Written to the REPORT line; empty for a success and for an exception that the handler raised."""
     timed_out: bool = False
@@ -101,7 +109,6 @@ class Figures(NamedTuple):
 class Facts(NamedTuple):
     """What never changes about an environment."""
 
-    environment_id: str
     version: str
     """Version of the function, "$LATEST" or a number."""
     memory_mib: int
@@ -136,6 +143,12 @@ class Environment(NamedTuple):
     """When the runtime that is being killed had failed."""
     failed_init: RuntimeFailure | None = None
     """Why the runtime that is being killed did not come through its init. An empty type means a timeout."""
+    proven: bool = False
+    """True once a runtime has come through its init."""
+    failed_inits: int = 0
+    """Inits in a row that failed."""
+    cpu_limited: bool = False
+    """True once the sandbox's CPU quota is in force."""
     restart: bool = False
     """True when a new runtime is to start once the old one is dead."""
     stop_reason: str = ""
@@ -156,6 +169,7 @@ class SandboxLost:
 
     reason: str
     message: str
+    max_memory_used_mib: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +187,7 @@ class RuntimeFailed:
 
 @dataclass(frozen=True, slots=True)
 class RuntimeKilled:
-    """No process of the runtime is left, and its output has been read."""
+    """No process of the runtime is left, and its output has been read. The memory is what the killed one used."""
 
     max_memory_used_mib: int
 
@@ -246,6 +260,11 @@ class KillRuntime:
 
 
 @dataclass(frozen=True, slots=True)
+class ReplaceSandbox:
+    """Take the sandbox down and make a new one of the same function, then say RuntimeKilled."""
+
+
+@dataclass(frozen=True, slots=True)
 class LimitCpu:
     """Put the CPU quota into force."""
 
@@ -290,4 +309,15 @@ class Close:
     message: str
 
 
-Action = StartRuntime | KillRuntime | LimitCpu | SendInvoke | WriteLog | Answer | Refuse | ReportReady | Close
+Action = (
+    StartRuntime
+    | KillRuntime
+    | ReplaceSandbox
+    | LimitCpu
+    | SendInvoke
+    | WriteLog
+    | Answer
+    | Refuse
+    | ReportReady
+    | Close
+)

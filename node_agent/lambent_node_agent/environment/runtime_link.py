@@ -19,9 +19,12 @@ if TYPE_CHECKING:
 _READ_BYTES: Final = 64 * 1024
 # A drain ends even when somebody goes on printing: all that a pipe of the largest unprivileged size can hold.
 _MAX_DRAINED_READS: Final = 16
-# Beyond this rate reading the output is put off: a flood would otherwise take the event loop from everybody else.
-_FLOOD_BYTES: Final = 4 * 1024 * 1024
+# Beyond this many reads in the window the output is looked for at times instead of whenever there is some: neither a
+# flood (a read takes 64 KiB) nor one byte at a time may take the event loop from everybody else. At 200 reads a second
+# a function can still print 13 MB/s, more than its budget takes.
+_FLOOD_READS: Final = 64
 _FLOOD_WINDOW_S: Final = 0.05
+_POLL_S: Final = 0.005
 # After the process has ended the rest of its answer is in the socket; a process that it left behind may hold the
 # other end open for ever.
 _LAST_WORDS_S: Final = 0.2
@@ -62,7 +65,7 @@ class RuntimeLink:
         self._timer: asyncio.TimerHandle | None = None
         self._log_timer: asyncio.TimerHandle | None = None
         self._window_start = 0.0
-        self._window_bytes = 0
+        self._window_reads = 0
 
     async def open(self) -> None:
         """Begin to listen."""
@@ -70,8 +73,8 @@ class RuntimeLink:
         await self._loop.create_unix_connection(lambda: self._channel, sock=self._process.channel)
         self._process.exit_status.add_done_callback(self._exited)
 
-    def send(self, frame: bytes) -> None:
-        """Write a frame to the runtime."""
+    def send(self, frame: list[bytes]) -> None:
+        """Write a frame to the runtime, given in pieces."""
         self._channel.send(frame)
 
     def pause(self) -> None:
@@ -100,9 +103,8 @@ class RuntimeLink:
         """Close the channel and hear nothing more; the output is still read."""
         self._listener = None
         self._channel.close()
-        for timer in (self._timer, self._log_timer):
-            if timer is not None:
-                timer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         self._process.exit_status.remove_done_callback(self._exited)
 
     def close(self) -> None:
@@ -110,6 +112,8 @@ class RuntimeLink:
         self.silence()
         if self._log_fd >= 0:
             self.drain_log()
+            if self._log_timer is not None:
+                self._log_timer.cancel()
             self._loop.remove_reader(self._log_fd)
             os.close(self._log_fd)
             self._log_fd = -1
@@ -158,22 +162,33 @@ class RuntimeLink:
     # What the log pipe says
 
     def _log_readable(self) -> None:
-        try:
-            data = os.read(self._log_fd, _READ_BYTES)
-        except BlockingIOError:
+        data = self._read_log()
+        if data is None:
             return
         if not data:
             self._loop.remove_reader(self._log_fd)
             return
-        self._log.output(data)
         now = time.monotonic()
         if now - self._window_start > _FLOOD_WINDOW_S:
-            self._window_start, self._window_bytes = now, 0
-        self._window_bytes += len(data)
-        if self._window_bytes >= _FLOOD_BYTES:
+            self._window_start, self._window_reads = now, 0
+        self._window_reads += 1
+        if self._window_reads >= _FLOOD_READS:
             self._loop.remove_reader(self._log_fd)
-            self._log_timer = self._loop.call_later(_FLOOD_WINDOW_S, self._read_log_again)
+            self._log_timer = self._loop.call_later(_POLL_S, self._poll_log)
 
-    def _read_log_again(self) -> None:
-        if self._log_fd >= 0:
+    def _poll_log(self) -> None:
+        data = self._read_log()
+        if data is None:  # the flood is over
             self._loop.add_reader(self._log_fd, self._log_readable)
+        elif data:
+            self._log_timer = self._loop.call_later(_POLL_S, self._poll_log)
+
+    def _read_log(self) -> bytes | None:
+        """Pass on what one read gives: nothing when the pipe has no writer any more, None when nothing is there yet."""
+        try:
+            data = os.read(self._log_fd, _READ_BYTES)
+        except BlockingIOError:
+            return None
+        if data:
+            self._log.output(data)
+        return data

@@ -15,21 +15,25 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 import structlog
 
 from lambent.errors import (
+    CancelledError,
+    DeadlineExceededError,
     InvalidRequestContentError,
     LambentError,
     UnavailableError,
     service_error,
 )
+from lambent.framing import MAX_RESPONSE_BYTES
+from lambent.rpc_errors import to_frame
 from lambent.v1 import frame_pb2
-from lambent_node_agent.admission import cpu_millis_of
-from lambent_node_agent.cgroups import CgroupError
 from lambent_node_agent.environment import failures, model
+from lambent_node_agent.environment.failures import MAX_STREAMED_BYTES
+from lambent_node_agent.environment.function_sandbox import FunctionSandbox
 from lambent_node_agent.environment.machine import step
 from lambent_node_agent.environment.runtime_link import RuntimeLink
 from lambent_node_agent.environment.variables import function_variables, region_of
 from lambent_node_agent.logs import platform_lines
 from lambent_node_agent.logs.environment_log import EnvironmentLog, wall_time
-from lambent_node_agent.sandbox import Sandbox, SandboxError, SandboxHost
+from lambent_node_agent.sandbox import SandboxError, SandboxHost
 from lambent_runtime.channel import Kind
 
 if TYPE_CHECKING:
@@ -44,8 +48,8 @@ log = structlog.get_logger(__name__)
 
 # Fetching 50 MiB over a slow network, and a pool that is empty; nobody waits longer for a cold start.
 _START_TIMEOUT_S: Final = 60.0
-# The sandbox gives up after 5 s; this is for one that hangs elsewhere.
-_CLOSE_TIMEOUT_S: Final = 15.0
+# For a payload to arrive after its first piece, during which it holds the environment: 6 MiB at 100 KiB a second.
+_PAYLOAD_TIMEOUT_S: Final = 60.0
 
 
 class EnvironmentOwner(Protocol):
@@ -62,7 +66,13 @@ class EnvironmentOwner(Protocol):
         """The environment can serve."""
 
     def environment_stopped(self, environment: EnvironmentShell, reason: str, message: str) -> None:
-        """The environment is gone and its resources are free."""
+        """The environment is over."""
+
+    def environment_freed(self, environment_id: str) -> None:
+        """Nothing of the environment is left, so that what it had reserved can be used again."""
+
+    def linger(self, coroutine: Coroutine[Any, Any, None], environment: EnvironmentShell) -> None:
+        """Run what may take for ever, until the node ends."""
 
     def call_ended(self, environment: EnvironmentShell) -> None:
         """An invocation was answered."""
@@ -85,14 +95,16 @@ class EnvironmentShell:
         self.ordered_at = time.monotonic()
         self.call: Call | None = None
         self._expected: Call | None = None
+        self._expected_since = 0.0
+        self._payload_timer: asyncio.TimerHandle | None = None
+        self._stop_reason = ""  # of a stop that lets the expected call come first
         self._owner = owner
         self._log = environment_log
         self._timeout_s = start.timeout_us / 1e6
         init_start = platform_lines.init_start(start.runtime, region_of(start.function_arn))
-        self.state = model.Environment(model.Facts(start.environment_id, start.version, start.memory_mib, init_start))
+        self.state = model.Environment(model.Facts(start.version, start.memory_mib, init_start))
         self._loop = asyncio.get_running_loop()
-        self._sandbox: Sandbox | None = None
-        self._holds_code = False
+        self._sandbox = FunctionSandbox(start, owner.sandboxes, owner.code, self._sandbox_exited)
         self._link: RuntimeLink | None = None
         self._runtime_order = asyncio.Lock()  # starting and killing do not overlap
         self._starting: asyncio.Task[None] | None = None
@@ -100,11 +112,6 @@ class EnvironmentShell:
         self._timer_at = math.inf
         self._queued: deque[model.Event] = deque()
         self._stepping = False
-
-    @property
-    def idle(self) -> bool:
-        """True when it can take an invocation."""
-        return self.state.phase is model.Phase.IDLE
 
     @property
     def serving(self) -> bool:
@@ -121,45 +128,92 @@ class EnvironmentShell:
         """Keep the environment for a call whose payload is on its way; one at a time bounds what payloads take.
 
         Raises:
-            UnavailableError: It serves or expects another call.
+            UnavailableError: It serves or expects another call, or has ended.
         """
-        if self.call is not None or (self._expected is not None and not self._expected.ended):
-            raise UnavailableError(f"the environment {self.environment_id} serves another invocation")
-        self._expected = call
+        self._require_free()
+        if self.state.phase is model.Phase.SHUTDOWN:
+            raise UnavailableError(f"the environment {self.environment_id} takes no invocation: it has ended")
+        self._expect_nothing()
+        self._expected, self._expected_since = call, time.monotonic()
+        wait_s = _PAYLOAD_TIMEOUT_S
+        if call.opening.timeout_us:
+            wait_s = min(wait_s, call.opening.timeout_us / 1e6)
+        self._payload_timer = self._loop.call_later(wait_s, self._payload_late, call)
 
     def invoke(self, call: Call) -> None:
         """Run an invocation whose payload is complete.
 
         Raises:
             UnavailableError: It serves or expects another call.
+            DeadlineExceededError: The payload took all the time that the caller had.
         """
-        if call is not self._expected:
-            self.expect(call)
-        self._expected = None
-        timeout_s = self._timeout_s
+        spent_s = 0.0
+        if call is self._expected:
+            spent_s = time.monotonic() - self._expected_since
+            self._expect_nothing()
+        else:
+            self._require_free()
+        timeout_s, callers_limit = self._timeout_s, False
         if call.opening.timeout_us:
-            timeout_s = min(timeout_s, call.opening.timeout_us / 1e6)
+            left_s = call.opening.timeout_us / 1e6 - spent_s
+            if left_s <= 0:
+                self._stop_if_due()
+                raise _late(call, spent_s)
+            if left_s < timeout_s:
+                timeout_s, callers_limit = left_s, True
         self.call = call
         if call.opening.log_tail:
             self._log.begin_tail()
-        self.feed(model.Open(model.Invocation(call.opening.request_id, timeout_s)))
+        self.feed(model.Open(model.Invocation(call.opening.request_id, timeout_s, callers_limit)))
+        self._stop_if_due()
 
     def cancel(self, call: Call) -> None:
         """End an invocation that is no longer wanted."""
         if self.call is call:
+            call.discard_answer()
             self.feed(model.Cancelled(wall_time()))
+        elif self._expected is call:
+            self._expect_nothing()
+            call.fail(
+                CancelledError(f"The invocation {call.opening.request_id} was cancelled before it was dispatched.")
+            )
+            self._stop_if_due()
 
     def stop(self, reason: str, *, drain: bool) -> None:
-        """End the environment, with `drain` after the invocation that runs."""
+        """End the environment, with `drain` after the invocation that runs or whose payload is on its way."""
         if self.state.phase is model.Phase.SHUTDOWN:
+            return
+        if drain and self._expected is not None and not self._expected.ended:
+            self._stop_reason = reason
             return
         if not drain:
             self._drain_log()
-        self.feed(model.Stop(reason, drain, self._peak_memory_mib()))
+        self.feed(model.Stop(reason, drain, self._sandbox.peak_memory_mib()))
 
     def fail(self, message: str) -> None:
         """End the environment because of a defect of the agent."""
-        self.feed(model.SandboxLost("sandbox", message))
+        self._lose_sandbox("sandbox", message)
+
+    def _require_free(self) -> None:
+        if self.call is not None or (self._expected is not None and not self._expected.ended):
+            raise UnavailableError(f"the environment {self.environment_id} serves another invocation")
+
+    def _expect_nothing(self) -> None:
+        self._expected = None
+        if self._payload_timer is not None:
+            self._payload_timer.cancel()
+            self._payload_timer = None
+
+    def _payload_late(self, call: Call) -> None:
+        if self._expected is call:
+            self._expect_nothing()
+            if not call.ended:
+                call.fail(_late(call, time.monotonic() - self._expected_since))
+            self._stop_if_due()
+
+    def _stop_if_due(self) -> None:
+        if self._stop_reason:
+            self.stop(self._stop_reason, drain=True)
 
     # The one place that steps and acts
 
@@ -212,7 +266,7 @@ class EnvironmentShell:
             outcome = model.Outcome(
                 service_reason=InvalidRequestContentError.aws_name, service_message=f"The call cannot be sent: {error}."
             )
-            self.feed(model.Finished(outcome, self._peak_memory_mib()))
+            self.feed(model.Finished(outcome, self._sandbox.peak_memory_mib()))
             return
         self._link.send(frame)
 
@@ -251,11 +305,10 @@ class EnvironmentShell:
         call.fail(UnavailableError(f"the environment {self.environment_id} takes no invocation: {action.message}"))
 
     def _limit_cpu(self, _action: model.LimitCpu) -> None:
-        assert self._sandbox is not None
         try:
             self._sandbox.limit_cpu()
         except SandboxError as error:
-            self.feed(model.SandboxLost("sandbox", str(error)))
+            self._lose_sandbox("sandbox", str(error))
 
     def _report_ready(self, _action: model.ReportReady) -> None:
         self._owner.environment_ready(self)
@@ -263,14 +316,18 @@ class EnvironmentShell:
     def _start_runtime(self, _action: model.StartRuntime) -> None:
         self._owner.spawn(self._start_process(), self)
 
-    def _kill_runtime(self, _action: model.KillRuntime) -> None:
+    def _kill_runtime(self, action: model.KillRuntime | model.ReplaceSandbox) -> None:
         if self._link is not None:
             self._link.silence()
-        self._owner.spawn(self._kill_process(), self)
+        self._owner.spawn(self._kill_process(replace=isinstance(action, model.ReplaceSandbox)), self)
 
     def _close(self, action: model.Close) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        expected = self._expected
+        self._expect_nothing()
+        if expected is not None and not expected.ended:
+            expected.fail(UnavailableError(f"the environment {self.environment_id} ended before it got the payload"))
         if self._starting is not None and not self._starting.done():
             self._starting.cancel()
         self._owner.spawn(self._take_down(action.reason, action.message), self)
@@ -285,82 +342,86 @@ class EnvironmentShell:
         model.ReportReady: _report_ready,
         model.StartRuntime: _start_runtime,
         model.KillRuntime: _kill_runtime,
+        model.ReplaceSandbox: _kill_runtime,
         model.Close: _close,
     }
 
     # What takes time
 
     async def _start(self) -> None:
-        order = self.order
         try:
             async with asyncio.timeout(_START_TIMEOUT_S):
-                code_dir = await self._owner.code.acquire(order.code_sha256)
-                self._holds_code = True
-                self._sandbox = await self._owner.sandboxes.create(order.runtime)
-                self._sandbox.exited.add_done_callback(self._sandbox_exited)
-                await self._sandbox.specialise(
-                    code_dir, order.memory_mib, cpu_millis_of(order.memory_mib), order.ephemeral_storage_mib
-                )
+                await self._sandbox.make()
         except SandboxError as error:
-            self.feed(model.SandboxLost("sandbox", str(error)))
+            self._lose_sandbox("sandbox", str(error))
         except (LambentError, OSError) as error:
-            self.feed(model.SandboxLost("code", f"the code cannot be had: {error}"))
+            self._lose_sandbox("code", f"the code cannot be had: {error}")
         except TimeoutError:
-            reason = "sandbox" if self._holds_code else "code"
-            self.feed(model.SandboxLost(reason, f"the environment was not made within {_START_TIMEOUT_S:g} s"))
+            reason = "sandbox" if self._sandbox.has_code else "code"
+            self._lose_sandbox(reason, f"the environment was not made within {_START_TIMEOUT_S:g} s")
         else:
             self.feed(model.SandboxReady())
 
     async def _start_process(self) -> None:
         async with self._runtime_order:
-            if self._sandbox is None or self.state.runtime is not model.RuntimeState.INITIALISING:
+            if self.state.runtime is not model.RuntimeState.INITIALISING:
                 return
             variables = function_variables(self.order, self._log.stream_name)
             try:
-                process = await self._sandbox.start_runtime(self.order.handler, variables)
+                process = await self._sandbox.start_runtime(variables)
             except SandboxError as error:
-                self.feed(model.SandboxLost("sandbox", str(error)))
+                self._lose_sandbox("sandbox", str(error))
                 return
             self._link = RuntimeLink(process, self._log, self)
             await self._link.open()
 
-    async def _kill_process(self) -> None:
+    async def _kill_process(self, *, replace: bool) -> None:
         async with self._runtime_order:
-            assert self._sandbox is not None
-            link = self._link
-            if link is not None:
-                link.silence()
+            if self._link is not None:
+                self._link.silence()
+            used_mib = self._sandbox.peak_memory_mib()
             try:
-                await self._sandbox.kill_runtime()
+                if replace:
+                    await self._sandbox.replace()
+                else:
+                    await self._sandbox.kill_runtime()
+                    used_mib = self._sandbox.peak_memory_mib()
             except SandboxError as error:
-                self.feed(model.SandboxLost("sandbox", str(error)))
+                self._lose_sandbox("sandbox", str(error))
                 return
-            if link is not None:
-                link.close()
-                self._link = None
-        self.feed(model.RuntimeKilled(self._peak_memory_mib()))
+            self._close_link()
+        self.feed(model.RuntimeKilled(used_mib))
 
     async def _take_down(self, reason: str, message: str) -> None:
-        if self._starting is not None:
-            await asyncio.wait([self._starting])
-        if self._link is not None:
-            self._link.silence()
-        async with self._runtime_order:
-            if self._sandbox is not None:
-                self._sandbox.exited.remove_done_callback(self._sandbox_exited)
-                try:
-                    async with asyncio.timeout(_CLOSE_TIMEOUT_S):
-                        await self._sandbox.close()
-                except (SandboxError, TimeoutError):
-                    log.exception("sandbox_not_closed", environment_id=self.environment_id)
+        """End what is left and say so. What does not die keeps its reservation and its code until it has ended."""
+        try:
+            if self._starting is not None:
+                await asyncio.wait([self._starting])
             if self._link is not None:
-                self._link.close()
-                self._link = None
-        self._log.close()
-        if self._holds_code:
-            self._holds_code = False
-            self._owner.code.release(self.order.code_sha256)
-        self._owner.environment_stopped(self, reason, message)
+                self._link.silence()
+            async with self._runtime_order:
+                try:
+                    await self._sandbox.close()
+                    self._owner.environment_freed(self.environment_id)
+                except SandboxError:
+                    log.exception("sandbox_not_closed", environment_id=self.environment_id)
+                    self._owner.linger(self._free_once_ended(), self)
+                self._close_link()
+            self._log.close()
+        finally:
+            self._owner.environment_stopped(self, reason, message)
+
+    async def _free_once_ended(self) -> None:
+        try:
+            await self._sandbox.close_once_ended()
+        except SandboxError:
+            log.exception("sandbox_not_closed", environment_id=self.environment_id)
+        self._owner.environment_freed(self.environment_id)
+
+    def _close_link(self) -> None:
+        if self._link is not None:
+            self._link.close()
+            self._link = None
 
     # What the runtime says
 
@@ -376,62 +437,64 @@ class EnvironmentShell:
         elif self.call is None or self.state.runtime is not model.RuntimeState.READY:
             self.runtime_failed(failures.violation_failure(f"{Kind(kind).name} that nobody asked for"))
         elif self.call.too_large:
-            self.result_too_large()
+            self._finish_too_large(MAX_STREAMED_BYTES)
         elif kind == Kind.RESULT:
             if self.call.answered_bytes:
                 self.runtime_failed(failures.violation_failure("RESULT inside a streamed answer"))
             else:
                 self._finish(model.Outcome(payload=body))
+        elif kind == Kind.TOO_LARGE:
+            self.result_too_large()
         elif kind == Kind.STREAM_END:
-            self._finish(model.Outcome(payload=self.call.collected()))
+            self._finish(model.Outcome())
         else:
             self._finish(model.Outcome(failure_json=body))
 
     def result_too_large(self) -> None:
         """Turn an answer over the limit into a function error. Called by the link."""
-        self._finish(model.Outcome(failure_json=failures.too_large_json(), error_type=failures.RESPONSE_TOO_LARGE))
+        self._finish_too_large(MAX_RESPONSE_BYTES)
 
     def runtime_failed(self, failure: RuntimeFailure) -> None:
         """The runtime is of no more use. Called by the link."""
         self._drain_log()
-        self.feed(model.RuntimeFailed(failure, self._peak_memory_mib()))
+        self.feed(model.RuntimeFailed(failure, self._sandbox.peak_memory_mib()))
+
+    def _finish_too_large(self, limit_bytes: int) -> None:
+        failure_json = failures.too_large_json(limit_bytes)
+        self._finish(model.Outcome(failure_json=failure_json, error_type=failures.RESPONSE_TOO_LARGE))
 
     def _finish(self, outcome: model.Outcome) -> None:
         self._drain_log()
-        self.feed(model.Finished(outcome, self._peak_memory_mib()))
+        self.feed(model.Finished(outcome, self._sandbox.peak_memory_mib()))
 
     def _chunk(self, body: bytes) -> None:
         call, link = self.call, self._link
-        if call is None or link is None or self.state.runtime is not model.RuntimeState.READY:
+        ready = self.state.runtime is model.RuntimeState.READY
+        if call is None or link is None or not ready or not call.opening.streaming:
             self.runtime_failed(failures.violation_failure("CHUNK that nobody asked for"))
             return
         call.chunk(body)
         if not call.has_room(link.resume):
             link.pause()
 
-    def _sandbox_exited(self, _exited: asyncio.Future[None]) -> None:
+    def _sandbox_exited(self) -> None:
         self._drain_log()
-        self.feed(model.SandboxLost("exited", "the first process of its sandbox is gone"))
+        self._lose_sandbox("exited", "the first process of its sandbox is gone")
+
+    def _lose_sandbox(self, reason: str, message: str) -> None:
+        self.feed(model.SandboxLost(reason, message, self._sandbox.peak_memory_mib()))
 
     def _drain_log(self) -> None:
         if self._link is not None:
             self._link.drain_log()
 
-    def _peak_memory_mib(self) -> int:
-        if self._sandbox is None:
-            return 0
-        try:
-            return self._sandbox.peak_memory_mib()
-        except CgroupError as error:
-            log.warning("peak_memory_unknown", environment_id=self.environment_id, error=str(error))
-            return 0
-
 
 def _service_error(outcome: model.Outcome) -> frame_pb2.ServiceError:
-    error = service_error(outcome.service_reason, outcome.service_message)
-    return frame_pb2.ServiceError(
-        reason=error.aws_name,
-        message=error.message,
-        status_code=error.status.value[0],
-        dispatched=not isinstance(error, InvalidRequestContentError),  # the only one that never reached the runtime
+    return to_frame(service_error(outcome.service_reason, outcome.service_message, dispatched=outcome.dispatched))
+
+
+def _late(call: Call, spent_s: float) -> DeadlineExceededError:
+    request_id = call.opening.request_id
+    return DeadlineExceededError(
+        f"The payload of invocation {request_id} was not complete after {spent_s:.2f} seconds."
     )

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Protocol
 
-from google.protobuf.timestamp_pb2 import Timestamp
-
 from lambent.v1 import log_pb2
 from lambent_node_agent.logs.line_assembler import MAX_LINE_BYTES, LineAssembler
 
@@ -52,8 +50,11 @@ class Batch:
     subject: str
     payload: bytes
     events: int
+    """Lines that are lost with the batch: its own, and those whose loss it reports."""
+    size_bytes: int
+    """Bytes of those lines."""
     drops: Drops
-    """Where to count the batch if it is lost on its way."""
+    """Where to count them if the batch is lost on its way."""
 
 
 class BatchSink(Protocol):
@@ -143,10 +144,12 @@ class EnvironmentLog:
         if not self._lines:
             return
         lines, self._lines, size_bytes, self._size_bytes = self._lines, [], self._size_bytes, 0
-        dropped = self._drops.take()
-        payload = self._encode(lines, *dropped)
-        if not self._sink.offer(Batch(self._subject, payload, len(lines), self._drops)):
-            self._drops.add(dropped[0] + len(lines), dropped[1] + size_bytes)
+        dropped_events, dropped_bytes = self._drops.take()
+        payload = self._encode(lines, dropped_events, dropped_bytes)
+        events = dropped_events + len(lines)
+        size_bytes += dropped_bytes - len(lines) * _LINE_OVERHEAD_BYTES
+        if not self._sink.offer(Batch(self._subject, payload, events, size_bytes, self._drops)):
+            self._drops.add(events, size_bytes)
 
     def _function_lines(self, lines: list[bytes]) -> None:
         if not lines:
@@ -174,20 +177,11 @@ class EnvironmentLog:
         if dropped_events:
             first_ns = lines[0][0]
             lines = [(first_ns, _dropped_line(first_ns, dropped_events, dropped_bytes)), *lines]
-        events: list[log_pb2.LogEvent] = []
-        stamp, stamp_ms = Timestamp(), -1
+        batch = log_pb2.LogBatch(log_stream=self.stream_name, node_id=self._node_id)
         for now_ns, line in lines:
-            if now_ns // 1_000_000 != stamp_ms:  # CloudWatch counts in milliseconds; most lines share one
-                stamp_ms = now_ns // 1_000_000
-                stamp = Timestamp(seconds=now_ns // 1_000_000_000, nanos=now_ns % 1_000_000_000)
-            events.append(log_pb2.LogEvent(event_time=stamp, message=_text(line)))
-        return log_pb2.LogBatch(
-            log_stream=self.stream_name,
-            node_id=self._node_id,
-            events=events,
-            dropped_events=dropped_events,
-            dropped_bytes=dropped_bytes,
-        ).SerializeToString()
+            event = batch.events.add(message=_text(line))
+            event.event_time.seconds, event.event_time.nanos = divmod(now_ns, 1_000_000_000)
+        return batch.SerializeToString()
 
 
 def log_stream_name(now: datetime, version: str, environment_id: str) -> str:

@@ -17,24 +17,45 @@ class LineAssembler:
     __slots__ = ("_partial",)
 
     def __init__(self) -> None:
-        self._partial = b""
+        self._partial = bytearray()
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Add output and give the lines that are complete, without their newlines."""
-        if self._partial:
-            data = self._partial + data
-        lines = data.split(b"\n")
-        self._partial = lines.pop()
-        if len(data) <= MAX_LINE_BYTES:  # then no line can be longer
-            return lines
-        lines = [piece for line in lines for piece in _cut(line)]
-        *full, self._partial = _cut(self._partial)
-        return lines + full
+        """Add output and give the lines that are complete, without their newlines.
+
+        The cost is that of `data`, however long the incomplete line is.
+        """
+        partial = self._partial
+        end = data.find(b"\n")
+        if end < 0:
+            partial += data
+            return self._take_full()
+        lines: list[bytes] = []
+        if partial:
+            partial += data[:end]
+            lines += self._take_full()
+            lines.append(bytes(partial))
+            data = data[end + 1 :]
+        *rest, last = data.split(b"\n")
+        lines += rest
+        self._partial = bytearray(last)
+        if len(data) > MAX_LINE_BYTES:  # otherwise none of these can be longer
+            lines = [piece for line in lines for piece in _cut(line)]
+            lines += self._take_full()
+        return lines
 
     def flush(self) -> list[bytes]:
         """Give the incomplete line, if there is one, as a line."""
-        partial, self._partial = self._partial, b""
-        return [partial] if partial else []
+        partial, self._partial = self._partial, bytearray()
+        return [bytes(partial)] if partial else []
+
+    def _take_full(self) -> list[bytes]:
+        """Cut from the incomplete line what is over its bound."""
+        partial = self._partial
+        if len(partial) <= MAX_LINE_BYTES:
+            return []
+        *full, last = _cut(bytes(partial))
+        self._partial[:] = last
+        return full
 
 
 def _cut(line: bytes) -> list[bytes]:

@@ -44,12 +44,10 @@ class LogPublisher:
         self._unfinished = 0
         self._idle = asyncio.Event()
         self._idle.set()
-        self.dropped_batches = 0
 
     def offer(self, batch: Batch) -> bool:
         """Take a batch; False when there is no room."""
         if len(batch.payload) > self._room:
-            self.dropped_batches += 1
             return False
         self._room -= len(batch.payload)
         self._waiting.append(batch)
@@ -74,8 +72,7 @@ class LogPublisher:
             batch = self._waiting.popleft()
             try:
                 if not await self._publish(batch):
-                    self.dropped_batches += 1
-                    batch.drops.add(batch.events, len(batch.payload))
+                    batch.drops.add(batch.events, batch.size_bytes)
             finally:
                 self._room += len(batch.payload)
                 self._unfinished -= 1

@@ -6,3 +6,7 @@ class SandboxError(Exception):
 
     The sandbox in question is of no more use: close it.
     """
+
+
+class SlotLostError(SandboxError):
+    """A process may still enter the slot that was meant for it: nobody else may use the slot."""

@@ -1,38 +1,35 @@
-"""The sandboxes of one node agent: zygotes, slots and the pool of ready-made blank sandboxes."""
+"""The sandboxes of one node agent: what it takes of the machine, and a supply of sandboxes for each runtime."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import structlog
 
-from lambent_node_agent.cgroups import CgroupError, open_tree
+from lambent_node_agent.cgroups import CgroupError, Tree, read_layout
 
 from . import interpreters, mounts
 from .errors import SandboxError
-from .sandbox import Sandbox, fork_into
+from .owner_lock import OwnerLock, lock_directory
 from .slots import SlotTable
+from .supply import Supply
 from .uid_range import UidRange
-from .zygote_client import Zygote
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import TracebackType
 
-    from lambent_node_agent.cgroups import Tree
-
-    from .interpreters import Interpreter
-    from .slots import Slot
+    from .sandbox import Sandbox
 
 log = structlog.get_logger(__name__)
 
-REFILL_DELAY_S = 0.03
-"""A new environment's first milliseconds belong to it: the refill would compete for the CPU with the start it
-follows."""
+NEEDED_CONTROLLERS = ("memory", "pids")
+"""Without one of these a function could take the machine down; without cpu functions are only unfair to each other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,16 +40,19 @@ class SandboxConfig:
         state_dir: Directory for mount points; the agent's own, on the disk.
         owner: Mark in the names of directories and control groups: what bears the mark of a dead owner is swept. Unique
             on this machine among live agents; letters, digits, `-` and `_`.
-        pool_size: Blank sandboxes kept ready for each runtime that has been started.
+        pool_size: Blank sandboxes kept ready for each runtime: for the agent's own from the start, for others from the
+            first one that is asked for on.
         search_path: Directories to look for interpreters in, before the standard ones.
-        uid_lock_dir: Where the agents of this machine agree on their UIDs.
+        lock_dir: Where the agents of this machine agree on owner marks and UIDs.
+        allow_missing: Of `NEEDED_CONTROLLERS`, those without which functions may run all the same, without the limit.
     """
 
     state_dir: Path
     owner: str
     pool_size: int = 2
     search_path: tuple[str, ...] = ()
-    uid_lock_dir: Path = Path("/run/lambent/uids")
+    lock_dir: Path = Path("/run/lambent")
+    allow_missing: frozenset[str] = frozenset()
 
 
 class SandboxHost:
@@ -64,53 +64,58 @@ class SandboxHost:
 
     def __init__(self, config: SandboxConfig) -> None:
         self._config = config
-        self._interpreters: dict[str, Interpreter] = {}
-        self._zygotes: dict[str, Zygote] = {}
-        self._starting: dict[str, asyncio.Lock] = {}
-        self._pools: dict[str, deque[Sandbox]] = {}
-        self._live: set[Sandbox] = set()
-        self._refill_wanted = asyncio.Event()
-        self._filled = asyncio.Event()
-        self._refiller: asyncio.Task[None] | None = None
         self._directory = config.state_dir.resolve() / f"lambent-{config.owner}"
+        self._supplies: dict[str, Supply] = {}
         self._tree: Tree | None = None
-        self._slots: SlotTable | None = None
-        self._uids: UidRange | None = None
         self._resources = contextlib.AsyncExitStack()
 
     @property
     def runtimes(self) -> tuple[str, ...]:
         """Runtimes that this machine has an interpreter for, such as `python3.11`; newest first."""
-        return tuple(self._interpreters)
-
-    @property
-    def missing_controllers(self) -> tuple[str, ...]:
-        """Of memory, cpu and pids, those whose limits this machine cannot enforce."""
-        return self._tree.missing if self._tree is not None else ()
+        return tuple(self._supplies)
 
     async def __aenter__(self) -> Self:
-        """Sweep what a dead owner left, find the interpreters, start the agent's own one's zygote and fill its pool.
+        """Sweep what a dead owner left, find the interpreters, start the agent's own one's zygote.
+
+        The zygotes of the others are started in the background, one after the other.
 
         Raises:
-            SandboxError: Not root, or a step of the preparation failed.
+            SandboxError: Not root, a living agent has the owner mark or the state directory, the machine cannot limit
+                functions as it must, or a step of the preparation failed.
         """
         async with self._resources:
-            self._prepare()
-            self._interpreters = await interpreters.discover(self._config.search_path)
-            own = interpreters.own_executable()
-            first = next((entry.runtime for entry in self._interpreters.values() if entry.executable == own), None)
+            slots = self._prepare()
+            found = await interpreters.discover(self._config.search_path)
+            turn = asyncio.Lock()
+            self._supplies = {
+                runtime: Supply(
+                    interpreter,
+                    self._directory / f"root-{runtime}",
+                    slots,
+                    pool_size=self._config.pool_size,
+                    turn=turn,
+                )
+                for runtime, interpreter in found.items()
+            }
             self._resources.push_async_callback(self._stop_zygotes)
-            if first is not None:
-                await self._zygote_of(first)
             self._resources.push_async_callback(self._end_sandboxes)
-            self._refiller = asyncio.get_running_loop().create_task(self._refill())
+            own = interpreters.own_executable()
+            for runtime, interpreter in found.items():
+                if interpreter.executable == own:
+                    await self._supplies[runtime].use()
+            for supply in self._supplies.values():
+                supply.keep()
             self._resources = self._resources.pop_all()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End every sandbox and zygote, then remove mounts, groups and directories."""
+        """End every sandbox and zygote, then remove mounts, groups and directories.
+
+        Raises:
+            SandboxError: Something could not be removed; the rest has been.
+        """
         await self._resources.aclose()
 
     async def create(self, runtime: str) -> Sandbox:
@@ -119,24 +124,18 @@ class SandboxHost:
         Raises:
             SandboxError: This node does not have the runtime, or a step failed.
         """
-        pool = self._pools.get(runtime, deque())
-        while pool:
-            sandbox = pool.popleft()
-            self._want_refill()
-            if not sandbox.exited.done():
-                return sandbox
-            await sandbox.close()
-        sandbox = await self._make(runtime)
-        self._want_refill()
-        return sandbox
+        supply = self._supplies.get(runtime)
+        if supply is None:
+            raise SandboxError(f"this node has no interpreter for {runtime}; it has {', '.join(self._supplies)}")
+        return await supply.take()
 
     async def wait_until_filled(self) -> None:
-        """Wait until the pools of all started runtimes are full."""
-        await self._filled.wait()
+        """Wait until every runtime's zygote runs and the pools of those in use are full."""
+        await asyncio.gather(*(supply.wait_until_full() for supply in self._supplies.values()))
 
     def ready_made(self, runtime: str) -> int:
         """Return how many blank sandboxes of this runtime wait."""
-        return len(self._pools.get(runtime, ()))
+        return self._supplies[runtime].ready_made
 
     def protect_control_plane(self, pid: int) -> None:
         """Guarantee a process of the control plane its CPU share against all sandboxes of this node.
@@ -145,105 +144,73 @@ class SandboxHost:
             SandboxError: The kernel refused.
         """
         assert self._tree is not None
-        try:
+        with _cgroups_reported():
             self._tree.protect(pid)
-        except CgroupError as error:
-            raise SandboxError(str(error)) from error
 
-    def _prepare(self) -> None:
+    def _prepare(self) -> SlotTable:
         """Take the machine's resources, each with its way back on the stack."""
+        tree = Tree(read_layout(), self._config.owner)
+        _require_controllers(tree.missing, self._config.allow_missing)
+        # 1. Nothing may be swept that a living agent uses.
+        self._resources.callback(OwnerLock(self._config.lock_dir / "owners", self._config.owner).close)
         with mounts.reported("state directory"):
             self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._resources.callback(os.close, lock_directory(self._directory.parent))
+        # 2. Directories and UIDs.
+        self._sweep_directory()
+        self._resources.callback(self._remove_directory)
+        uids = UidRange(self._config.lock_dir / "uids")
+        self._resources.callback(uids.close)
+        # 3. Control groups.
+        with _cgroups_reported():
+            tree.open()
+        self._tree = tree
+        self._resources.callback(self._close_tree)
+        # 4. Slots, which need both.
+        slots = SlotTable(self._directory / "slots", tree, uids.first)
+        with mounts.reported("slots"):
+            slots.open()
+        self._resources.callback(slots.close)
+        return slots
+
+    def _sweep_directory(self) -> None:
+        with mounts.reported("state directory"):
             for left in self._directory.glob("root-*"):
                 left.rmdir()
-        self._resources.callback(self._remove_directory)
-        self._uids = UidRange(self._config.uid_lock_dir)
-        self._resources.callback(self._uids.close)
-        try:
-            self._tree = open_tree(self._config.owner)
-        except CgroupError as error:
-            raise SandboxError(str(error)) from error
-        self._resources.callback(self._tree.close)
-        self._slots = SlotTable(self._directory / "slots", self._tree, self._uids.first)
-        with mounts.reported("slots"):
-            self._slots.open()
-        self._resources.callback(self._slots.close)
 
     def _remove_directory(self) -> None:
-        for left in self._directory.glob("root-*"):
-            left.rmdir()
-        self._directory.rmdir()
+        self._sweep_directory()
+        with mounts.reported("state directory"):
+            self._directory.rmdir()
 
-    async def _zygote_of(self, runtime: str) -> Zygote:
-        """Return the runtime's running zygote, started now if need be."""
-        interpreter = self._interpreters.get(runtime)
-        if interpreter is None:
-            raise SandboxError(f"this node has no interpreter for {runtime}; it has {', '.join(self._interpreters)}")
-        async with self._starting.setdefault(runtime, asyncio.Lock()):
-            zygote = self._zygotes.get(runtime)
-            if zygote is not None and not zygote.exited.done():
-                return zygote
-            if zygote is not None:
-                log.warning("zygote ended", runtime=runtime)
-                await zygote.stop()
-            base = self._directory / f"root-{runtime}"
-            base.mkdir(exist_ok=True)
-            zygote = await Zygote.start(interpreter, base)
-            self._zygotes[runtime] = zygote
-            self._pools.setdefault(runtime, deque())
-            self._want_refill()
-            return zygote
-
-    async def _make(self, runtime: str) -> Sandbox:
-        zygote = await self._zygote_of(runtime)
-        assert self._slots is not None
-        slot = self._slots.take()
-        try:
-            control, process_fd = await fork_into(slot, zygote)
-        except BaseException:
-            await asyncio.shield(self._slots.give_back(slot))
-            raise
-        sandbox = Sandbox(runtime, slot, control, process_fd, self._release)
-        self._live.add(sandbox)
-        await sandbox.wait_until_ready()
-        return sandbox
-
-    async def _release(self, sandbox: Sandbox, slot: Slot) -> None:
-        self._live.discard(sandbox)
-        assert self._slots is not None
-        await self._slots.give_back(slot)
-
-    def _want_refill(self) -> None:
-        self._filled.clear()
-        self._refill_wanted.set()
-
-    async def _refill(self) -> None:
-        """Keep the pools full; the only task that does."""
-        while True:
-            await self._refill_wanted.wait()
-            self._filled.clear()
-            await asyncio.sleep(REFILL_DELAY_S)
-            self._refill_wanted.clear()
-            for runtime, pool in list(self._pools.items()):
-                try:
-                    while not self._is_full(runtime):
-                        pool.append(await self._make(runtime))
-                except SandboxError as error:
-                    log.warning("pool not filled", runtime=runtime, error=str(error))  # the next take tries again
-            if not self._refill_wanted.is_set() and all(map(self._is_full, self._pools)):
-                self._filled.set()
-
-    def _is_full(self, runtime: str) -> bool:
-        return len(self._pools[runtime]) >= self._config.pool_size
+    def _close_tree(self) -> None:
+        assert self._tree is not None
+        with _cgroups_reported():
+            self._tree.close()
 
     async def _end_sandboxes(self) -> None:
-        if self._refiller is not None:
-            self._refiller.cancel()
-            await asyncio.wait([self._refiller])
-        for result in await asyncio.gather(*(sandbox.close() for sandbox in list(self._live)), return_exceptions=True):
-            if isinstance(result, BaseException):
-                log.error("sandbox not closed", error=str(result))
+        await asyncio.gather(*(supply.close() for supply in self._supplies.values()))
 
     async def _stop_zygotes(self) -> None:
-        for zygote in self._zygotes.values():
-            await zygote.stop()
+        await asyncio.gather(*(supply.stop_zygote() for supply in self._supplies.values()))
+
+
+@contextlib.contextmanager
+def _cgroups_reported() -> Iterator[None]:
+    try:
+        yield
+    except CgroupError as error:
+        raise SandboxError(str(error)) from error
+
+
+def _require_controllers(missing: tuple[str, ...], allowed: frozenset[str]) -> None:
+    """Refuse to run functions without the limits that keep the machine alive, unless the operator has said so."""
+    refused = [name for name in NEEDED_CONTROLLERS if name in missing and name not in allowed]
+    if refused:
+        names = ",".join(refused)
+        raise SandboxError(
+            f"this machine has no control group controller for {names}, so functions would run without that limit; "
+            f"enable it at the kernel's command line or in the container, or accept it with --allow-missing {names}"
+        )
+    for name in missing:
+        log.warning("limit_not_enforced", controller=name)

@@ -13,7 +13,7 @@ from lambent_node_agent.cgroups import CgroupError
 from lambent_runtime import messages
 
 from . import mounts
-from .errors import SandboxError
+from .errors import SandboxError, SlotLostError
 from .runtime_process import ExitStatus, RuntimeProcess
 from .slots import PLACES
 
@@ -28,6 +28,8 @@ SETUP_TIMEOUT_S = 10.0
 """For the recipe, which takes milliseconds; a machine this far behind cannot run functions."""
 KILL_TIMEOUT_S = 5.0
 """For SIGKILL to end every process: one stuck in the kernel beyond that costs the sandbox."""
+FORK_END_TIMEOUT_S = 5.0
+"""For a fork that failed halfway to end, once its zygote has been killed; milliseconds as a rule."""
 _MIB = 1 << 20
 
 
@@ -38,30 +40,53 @@ async def fork_into(slot: Slot, zygote: Zygote) -> tuple[socket.socket, int]:
         The control socket and a pidfd of its PID 1, for `Sandbox`.
 
     Raises:
-        SandboxError: The kernel or the zygote refused. The slot stays the caller's.
+        SandboxError: The kernel or the zygote refused, and no process is in the slot.
+        SlotLostError: A process may still enter the slot.
     """
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with mounts.reported("control socket of a sandbox"):
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setblocking(False)
+    try:
+        return ours, await _order_fork(slot, zygote, theirs)
+    except BaseException:
+        await _wait_until_nobody_has(ours)
+        raise
+
+
+async def _order_fork(slot: Slot, zygote: Zygote, control: socket.socket) -> int:
     given: list[int] = []
     try:
         with mounts.reported("places of a sandbox"):
-            places_fds = slot.copy_places()
-        given += places_fds
-        places = list(zip(places_fds, PLACES.values(), strict=True))
+            given += slot.copy_places()
+        places = list(zip(given, PLACES.values(), strict=True))
         entrances = slot.group.open_entrances()
         given += entrances
-        process_fd = await zygote.fork(slot.uid, theirs, places, entrances)
+        return await zygote.fork(slot.uid, control, places, entrances)
     except CgroupError as error:
-        ours.close()
         raise SandboxError(str(error)) from error
-    except BaseException:
-        ours.close()  # a fork that nobody waits for any more ends by this
-        raise
     finally:
-        theirs.close()
+        control.close()
         for fd in given:
             os.close(fd)
-    return ours, process_fd
+
+
+async def _wait_until_nobody_has(control: socket.socket) -> None:
+    """Wait until neither an order on its way nor a process holds the other end of a control socket; closes this one.
+
+    The process of a fork that failed halfway reads end of file and exits.
+    """
+    loop = asyncio.get_running_loop()
+    try:
+        control.shutdown(socket.SHUT_WR)
+        async with asyncio.timeout(FORK_END_TIMEOUT_S):
+            while await loop.sock_recv(control, messages.MAX_MESSAGE_BYTES):
+                continue  # what the process says of itself before it reads the end
+    except TimeoutError as error:
+        raise SlotLostError(f"a fork has neither come nor failed after {FORK_END_TIMEOUT_S} s") from error
+    except OSError:
+        return  # reset: the other end was closed with something unread in it
+    finally:
+        control.close()
 
 
 class Sandbox:
@@ -97,6 +122,7 @@ class Sandbox:
         self._oom_kills = 0
         self._cpu_millis = 0
         self._closing: asyncio.Task[None] | None = None
+        self._released = False
         self._loop.add_reader(control.fileno(), self._read)
         self._loop.add_reader(process_fd, self._reaper_ended)
 
@@ -151,15 +177,12 @@ class Sandbox:
         self._require_life()
         if self._process is not None and not self._process.exit_status.done():
             raise SandboxError("a runtime process still runs in this sandbox")
-        self._generation += 1
         self._oom_kills = self._slot.group.oom_kills()
-        ours, theirs = socket.socketpair()
-        log_fd, write_fd = os.pipe2(os.O_CLOEXEC)
+        ours, theirs, log_fd, write_fd = _open_channel()
         os.set_blocking(log_fd, False)
         ours.setblocking(False)
         order: dict[str, object] = {
             "order": "start",
-            "generation": self._generation,
             "handler": handler,
             "environment": dict(environment),
         }
@@ -172,6 +195,7 @@ class Sandbox:
         finally:
             theirs.close()
             os.close(write_fd)
+        self._generation += 1  # the reaper counts its orders as well
         self._process = RuntimeProcess(ours, log_fd, self._loop.create_future())
         return self._process
 
@@ -213,13 +237,19 @@ class Sandbox:
     async def close(self) -> None:
         """Kill everything, take the mounts away and give the slot back.
 
-        Goes on to its end when the caller is cancelled.
+        Goes on to its end when the caller is cancelled. After a SandboxError it may be called again, once the sandbox
+        has `exited` after all.
+
+        Raises:
+            SandboxError: A process will not die, or the slot cannot be cleaned; the slot is not used again.
         """
-        if self._closing is None:
+        if self._closing is None or (self._closing.done() and self._closing.exception() is not None):
             self._closing = self._loop.create_task(self._close())
         await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
+        if self._released:
+            return
         if not self.exited.done():
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._process_fd, signal.SIGKILL)
@@ -228,6 +258,7 @@ class Sandbox:
                     await asyncio.shield(self.exited)
         if not self.exited.done():
             raise SandboxError(f"the sandbox is alive {KILL_TIMEOUT_S} s after SIGKILL; its slot is not used again")
+        self._released = True  # whether or not its slot can be cleaned
         await self._release(self, self._slot)
 
     def _require_life(self) -> None:
@@ -288,3 +319,15 @@ class Sandbox:
         """Take the events that the reaper sent before it ended; at most a few fit between two turns of the loop."""
         for _ in range(8):
             self._read()
+
+
+def _open_channel() -> tuple[socket.socket, socket.socket, int, int]:
+    """Return both ends of a channel and of a log pipe."""
+    with mounts.reported("channel of a runtime"):
+        ours, theirs = socket.socketpair()
+        try:
+            return (ours, theirs, *os.pipe2(os.O_CLOEXEC))
+        except OSError:
+            ours.close()
+            theirs.close()
+            raise

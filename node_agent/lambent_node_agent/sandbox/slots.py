@@ -58,13 +58,22 @@ class Slot:
     def unbind(self) -> None:
         """Take code and /tmp away; takes milliseconds when /tmp was full."""
         while self._mounted:
-            mounts.unmount(self._directory / self._mounted.pop())
+            mounts.unmount(self._directory / self._mounted[-1])
+            self._mounted.pop()
 
     def remove(self) -> None:
-        """Give everything back to the host. The sandbox is gone, or its last process is just leaving the groups."""
+        """Give everything back to the host; may be called again after it has failed.
+
+        The sandbox is gone, or its last process is just leaving the groups.
+
+        Raises:
+            OSError: A mount or directory would not go.
+            CgroupError: There are processes in its groups after some seconds.
+        """
         self.unbind()
-        mounts.unmount(self._directory)
-        self._directory.rmdir()
+        if self._directory.exists():
+            mounts.unmount(self._directory)
+            self._directory.rmdir()
         deadline = time.monotonic() + _REMOVE_TIMEOUT_S
         while True:
             try:
@@ -91,8 +100,9 @@ class SlotTable:
         self._tree = tree
         self._first_uid = first_uid
         self._free: list[Slot] = []
+        self._soiled: list[Slot] = []  # given back and not clean yet: nobody's, and to be tried again
         self._unused = 0
-        self._lost: list[int] = []
+        self._vacant: list[int] = []  # below `_unused`, and without a slot: it was removed, or could not be made
 
     def open(self) -> None:
         """Make the directory, and remove mount points that a dead owner has left; its mounts ended with it."""
@@ -108,14 +118,14 @@ class SlotTable:
         """
         if self._free:
             return self._free.pop()
-        index = self._lost.pop() if self._lost else self._unused
+        index = self._vacant.pop() if self._vacant else self._unused
         if index >= UIDS_PER_AGENT:
             raise SandboxError(f"this node has {UIDS_PER_AGENT} sandboxes, one for each UID it may use")
         try:
             slot = self._make(index)
         except BaseException:
             if index < self._unused:
-                self._lost.append(index)
+                self._vacant.append(index)
             raise
         self._unused = max(self._unused, index + 1)
         return slot
@@ -124,30 +134,37 @@ class SlotTable:
         """Clean a slot off the event loop and keep it. Its sandbox must have ended.
 
         Raises:
-            SandboxError: It cannot be cleaned; its UID and groups are not used again.
+            SandboxError: It cannot be cleaned now; its UID and groups are not used before it can.
         """
         await asyncio.to_thread(self._clean, slot)
+        if self._soiled:
+            await asyncio.to_thread(self._clean, self._soiled.pop())
 
     def _clean(self, slot: Slot) -> None:
         try:
-            with mounts.reported(f"cleaning of slot {slot.index}"):
-                slot.unbind()
-                if slot.group.reusable:
-                    slot.group.reset()
-                    self._free.append(slot)
-                else:
-                    slot.remove()
-                    self._lost.append(slot.index)
-        except CgroupError as error:
+            slot.unbind()
+            if slot.group.reusable:
+                slot.group.reset()
+                self._free.append(slot)
+            else:
+                slot.remove()
+                self._vacant.append(slot.index)
+        except (OSError, CgroupError) as error:
+            self._soiled.append(slot)
             raise SandboxError(f"cleaning of slot {slot.index}: {error}") from error
 
     def close(self) -> None:
-        """Remove every slot; all have been given back."""
-        while self._free:
-            slot = self._free.pop()
+        """Remove every slot that has been given back.
+
+        Raises:
+            SandboxError: One was not; the next start sweeps it, and its mounts end with this process.
+        """
+        while slots := self._free or self._soiled:
+            slot = slots.pop()
             with mounts.reported(f"removal of slot {slot.index}"), contextlib.suppress(CgroupError):
                 slot.remove()  # a group that would not go is swept with the tree
-        self._directory.rmdir()
+        with mounts.reported("removal of slots"):
+            self._directory.rmdir()
 
     def _make(self, index: int) -> Slot:
         uid = self._first_uid + index

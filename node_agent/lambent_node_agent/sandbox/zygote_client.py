@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import lambent_runtime
 from lambent_runtime import messages
 
+from . import mounts
 from .errors import SandboxError
 
 if TYPE_CHECKING:
@@ -67,7 +68,8 @@ class Zygote:
         Raises:
             SandboxError: It did not come up; the reason is on the agent's stderr.
         """
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with mounts.reported("socket of a zygote"):
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         package = _PACKAGE
         arguments = [str(theirs.fileno()), str(os.getpid()), str(base), str(package), str(package.parent)]
@@ -97,7 +99,7 @@ class Zygote:
             raise SandboxError(
                 f"the zygote of {interpreter.runtime} did not serve within {START_TIMEOUT_S} s"
             ) from error
-        except SandboxError:
+        except BaseException:
             await zygote.stop()
             raise
         return zygote

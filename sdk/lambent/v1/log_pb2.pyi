@@ -55,19 +55,15 @@ class LogBatch(message.Message):
     LOG_STREAM_FIELD_NUMBER: builtins.int
     NODE_ID_FIELD_NUMBER: builtins.int
     EVENTS_FIELD_NUMBER: builtins.int
-    DROPPED_EVENTS_FIELD_NUMBER: builtins.int
-    DROPPED_BYTES_FIELD_NUMBER: builtins.int
     log_stream: builtins.str
     """AWS-shaped name of the environment's log stream: YYYY/MM/DD/[version]<32 hex digits>."""
     node_id: builtins.str
     """Node of the environment."""
-    dropped_events: builtins.int
-    """Lines dropped before these for want of room or budget."""
-    dropped_bytes: builtins.int
-    """Bytes of those lines."""
     @builtins.property
     def events(self) -> containers.RepeatedCompositeFieldContainer[LogEvent]:
-        """In order of writing."""
+        """In order of writing. Where lines were dropped for want of room or budget, an event of the platform stands that says
+        how many: a JSON object of type "platform.logsDropped".
+        """
 
     def __init__(
         self,
@@ -75,12 +71,10 @@ class LogBatch(message.Message):
         log_stream: builtins.str = ...,
         node_id: builtins.str = ...,
         events: abc.Iterable[LogEvent] | None = ...,
-        dropped_events: builtins.int = ...,
-        dropped_bytes: builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["dropped_bytes", b"dropped_bytes", "dropped_events", b"dropped_events", "events", b"events", "log_stream", b"log_stream", "node_id", b"node_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["events", b"events", "log_stream", b"log_stream", "node_id", b"node_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -204,7 +204,7 @@ class NodeRecord(message.Message):
     node_id: builtins.str
     """Unique in the cluster."""
     address: builtins.str
-    """host:port of the agent's gRPC server."""
+    """host:port at which schedulers connect to the agent."""
     agent_version: builtins.str
     """Version of Lambent."""
     draining: builtins.bool
@@ -302,7 +302,7 @@ class SchedulerRecord(message.Message):
     scheduler_id: builtins.str
     """Unique in the cluster."""
     grpc_address: builtins.str
-    """host:port of its gRPC server."""
+    """host:port of its gRPC server. Empty while it waits for its partitions."""
     scheduler_version: builtins.str
     """Version of Lambent."""
     @builtins.property
@@ -386,6 +386,9 @@ class PartitionConcurrencyRecord(message.Message):
     DESCRIPTOR: descriptor.Descriptor
 
     FUNCTIONS_FIELD_NUMBER: builtins.int
+    OWNER_EPOCH_FIELD_NUMBER: builtins.int
+    owner_epoch: builtins.int
+    """Epoch under which the owner wrote them: only while it holds the partition under this one."""
     @builtins.property
     def functions(self) -> containers.RepeatedCompositeFieldContainer[FunctionConcurrency]:
         """Functions with anything to count."""
@@ -394,9 +397,10 @@ class PartitionConcurrencyRecord(message.Message):
         self,
         *,
         functions: abc.Iterable[FunctionConcurrency] | None = ...,
+        owner_epoch: builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["functions", b"functions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["functions", b"functions", "owner_epoch", b"owner_epoch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...

@@ -1,0 +1,68 @@
+"""Make one real sandbox and run a function in it: what no list of prerequisites can tell."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lambent_node_agent.sandbox import SandboxConfig, SandboxError, SandboxHost, enter_private_mount_namespace
+from lambent_runtime.channel import HEADER, Kind
+
+if TYPE_CHECKING:
+    from lambent_node_agent.sandbox import Sandbox
+
+_MEMORY_MIB = 128
+_CPU_MILLIS = 1000
+_STORAGE_MIB = 16
+# Milliseconds as a rule, a second where an interpreter starts from a cold disk.
+_TIMEOUT_S = 30.0
+
+
+async def try_sandbox() -> str | None:
+    """Make a sandbox as the agent does, and take everything off the machine again.
+
+    Call it in a process that makes nothing else: it leaves the process in a mount namespace of its own.
+
+    Returns:
+        None when a function came up in it, else what failed.
+    """
+    with tempfile.TemporaryDirectory(prefix="lambent-doctor-") as directory:
+        code = _write_code(directory)
+        config = SandboxConfig(Path(directory, "state"), f"doctor-{os.getpid()}", pool_size=0)
+        try:
+            enter_private_mount_namespace()
+            async with asyncio.timeout(_TIMEOUT_S), SandboxHost(config) as host:
+                if not host.runtimes:
+                    return "there is no interpreter to run in it"
+                own = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+                sandbox = await host.create(own if own in host.runtimes else host.runtimes[0])
+                await sandbox.specialise(code, _MEMORY_MIB, _CPU_MILLIS, _STORAGE_MIB)
+                await _run(sandbox)
+        except TimeoutError:
+            return f"it was not ready within {_TIMEOUT_S:g} s"
+        except (SandboxError, OSError) as error:
+            return str(error)
+    return None
+
+
+def _write_code(directory: str) -> Path:
+    code = Path(directory, "code")
+    code.mkdir()
+    code.chmod(0o755)  # whatever our umask is: the function's user reads it
+    (code / "trial.py").write_text("def handler(event, context):\n    return event\n")
+    return code
+
+
+async def _run(sandbox: Sandbox) -> None:
+    process = await sandbox.start_runtime("trial.handler", {})
+    try:
+        answer = await asyncio.get_running_loop().sock_recv(process.channel, HEADER.size)
+    finally:
+        process.channel.close()
+        os.close(process.log_fd)
+    if len(answer) < HEADER.size or HEADER.unpack(answer)[1] != Kind.READY:
+        raise SandboxError("a function in it did not come up")

@@ -1,0 +1,230 @@
+"""What one runtime has ready for cold starts: its zygote and its pool of blank sandboxes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from typing import TYPE_CHECKING
+
+import structlog
+
+from . import mounts
+from .errors import SandboxError, SlotLostError
+from .sandbox import KILL_TIMEOUT_S, SETUP_TIMEOUT_S, Sandbox, fork_into
+from .zygote_client import FORK_TIMEOUT_S, Zygote
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+    from pathlib import Path
+    from typing import Any
+
+    from .interpreters import Interpreter
+    from .slots import Slot, SlotTable
+
+log = structlog.get_logger(__name__)
+
+REFILL_DELAY_S = 0.03
+"""A new environment's first milliseconds belong to it: the refill would compete for the CPU with the start it
+follows."""
+LOSS_DELAY_S = 1.0
+"""Before what died is replaced, when nobody has asked for it yet: what dies again and again must not take a CPU."""
+MAX_RETRY_S = 60.0
+"""What failed is tried again after `LOSS_DELAY_S`, then after twice as long each time, up to this."""
+# A fork that nobody waits for any more: it is made, or fails, then its sandbox is closed.
+_END_TIMEOUT_S = FORK_TIMEOUT_S + SETUP_TIMEOUT_S + KILL_TIMEOUT_S
+
+
+class Supply:
+    """Zygote and pool of one runtime, both kept by a task in the background.
+
+    Args:
+        interpreter: What the zygote runs.
+        base: Directory for the zygote's root; made when absent.
+        slots: Where sandboxes get their slots.
+        pool_size: Blank sandboxes kept ready, from the first one that is asked for on.
+        turn: Supplies that share it start their zygotes in the background one after the other.
+    """
+
+    def __init__(
+        self, interpreter: Interpreter, base: Path, slots: SlotTable, *, pool_size: int, turn: asyncio.Lock
+    ) -> None:
+        self._interpreter = interpreter
+        self._base = base
+        self._slots = slots
+        self._pool_size = pool_size
+        self._turn = turn
+        self._zygote: Zygote | None = None
+        self._starting = asyncio.Lock()
+        self._pool: deque[Sandbox] = deque()
+        self._in_use = False
+        self._live: set[Sandbox] = set()
+        self._keeper: asyncio.Task[None] | None = None
+        self._wanted = asyncio.Event()
+        self._full = asyncio.Event()
+        self._delay_s = REFILL_DELAY_S
+        self._background: set[asyncio.Task[None]] = set()
+
+    @property
+    def ready_made(self) -> int:
+        """How many blank sandboxes wait."""
+        return len(self._pool)
+
+    async def wait_until_full(self) -> None:
+        """Wait until the zygote runs and the pool is full."""
+        await self._full.wait()
+
+    async def use(self) -> None:
+        """Start the zygote now, and fill the pool in the background.
+
+        Raises:
+            SandboxError: The zygote did not come up.
+        """
+        self._in_use = True
+        await self._running_zygote()
+        self._want()
+
+    def keep(self) -> None:
+        """Start the task that keeps the zygote running and the pool full."""
+        self._keeper = asyncio.get_running_loop().create_task(self._keep())
+        self._want()
+
+    async def take(self) -> Sandbox:
+        """Return a ready-made sandbox, or one forked now.
+
+        Raises:
+            SandboxError: A step failed.
+        """
+        self._in_use = True
+        try:
+            while self._pool:
+                sandbox = self._pool.popleft()
+                if not sandbox.exited.done():
+                    sandbox.exited.remove_done_callback(self._lost)
+                    return sandbox
+                self._spawn(sandbox.close())
+            return await self._make()
+        finally:
+            self._want()
+
+    async def close(self) -> None:
+        """End the task and every sandbox; the zygote goes on."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.wait([self._keeper], timeout=_END_TIMEOUT_S)
+        if self._background:
+            await asyncio.wait(self._background, timeout=_END_TIMEOUT_S)
+        for result in await asyncio.gather(*(sandbox.close() for sandbox in list(self._live)), return_exceptions=True):
+            if isinstance(result, BaseException):
+                log.error("sandbox_not_closed", runtime=self._interpreter.runtime, error=str(result))
+
+    async def stop_zygote(self) -> None:
+        """End the zygote, with whatever sandboxes it still has."""
+        if self._zygote is not None:
+            await self._zygote.stop()
+
+    async def _make(self) -> Sandbox:
+        zygote = await self._running_zygote()
+        forking = asyncio.get_running_loop().create_task(self._fork(zygote))
+        try:
+            return await asyncio.shield(forking)
+        except asyncio.CancelledError:
+            # The zygote has the order: the process will come, with this UID and these groups, whoever waits for it.
+            self._spawn(_close_when_made(forking))
+            raise
+
+    async def _fork(self, zygote: Zygote) -> Sandbox:
+        slot = self._slots.take()
+        try:
+            control, process_fd = await fork_into(slot, zygote)
+        except SlotLostError:
+            raise
+        except BaseException:
+            await self._slots.give_back(slot)
+            raise
+        sandbox = Sandbox(self._interpreter.runtime, slot, control, process_fd, self._release)
+        self._live.add(sandbox)
+        await sandbox.wait_until_ready()
+        return sandbox
+
+    async def _release(self, sandbox: Sandbox, slot: Slot) -> None:
+        self._live.discard(sandbox)
+        await self._slots.give_back(slot)
+
+    def _runs(self) -> bool:
+        return self._zygote is not None and not self._zygote.exited.done()
+
+    async def _running_zygote(self) -> Zygote:
+        """Return the running zygote, started now if need be."""
+        async with self._starting:
+            if self._zygote is not None and not self._zygote.exited.done():
+                return self._zygote
+            if self._zygote is not None:
+                log.warning("zygote_ended", runtime=self._interpreter.runtime)
+                await self._zygote.stop()
+            with mounts.reported("directory of a zygote's root"):
+                self._base.mkdir(exist_ok=True)
+            self._zygote = await Zygote.start(self._interpreter, self._base)
+            self._zygote.exited.add_done_callback(self._lost)
+            return self._zygote
+
+    # What the task in the background does
+
+    def _want(self) -> None:
+        self._full.clear()
+        self._wanted.set()
+
+    def _lost(self, _exited: asyncio.Future[None]) -> None:
+        """The zygote or a sandbox of the pool has ended."""
+        self._delay_s = LOSS_DELAY_S
+        self._want()
+
+    async def _keep(self) -> None:
+        retry_s: float | None = None
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(retry_s):
+                    await self._wanted.wait()
+            await asyncio.sleep(self._delay_s)
+            self._wanted.clear()
+            self._delay_s = REFILL_DELAY_S
+            try:
+                await self._replenish()
+            except Exception as error:  # noqa: BLE001 - nobody watches this task, and it must not end
+                retry_s = min(2 * retry_s, MAX_RETRY_S) if retry_s is not None else LOSS_DELAY_S
+                log.warning("runtime_not_ready", runtime=self._interpreter.runtime, error=repr(error), retry_s=retry_s)
+            else:
+                retry_s = None
+                if not self._wanted.is_set():
+                    self._full.set()
+
+    async def _replenish(self) -> None:
+        for sandbox in [sandbox for sandbox in self._pool if sandbox.exited.done()]:
+            self._pool.remove(sandbox)
+            self._spawn(sandbox.close())
+        if not self._runs():
+            async with self._turn:
+                await self._running_zygote()
+        while self._in_use and len(self._pool) < self._pool_size:
+            sandbox = await self._make()
+            sandbox.exited.add_done_callback(self._lost)
+            self._pool.append(sandbox)
+
+    def _spawn(self, ending: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(self._report(ending))
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def _report(self, ending: Coroutine[Any, Any, None]) -> None:
+        try:
+            await ending
+        except Exception:
+            log.exception("sandbox_not_closed", runtime=self._interpreter.runtime)
+
+
+async def _close_when_made(forking: asyncio.Task[Sandbox]) -> None:
+    try:
+        sandbox = await forking
+    except SandboxError:
+        return  # it never came, and nobody waits for it
+    await sandbox.close()

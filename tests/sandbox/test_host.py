@@ -1,0 +1,111 @@
+"""What a host takes of the machine: an owner mark, a directory, controllers; and what it refuses to run without."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.sandbox_harness import Lab, config, lab
+
+from lambent_node_agent.sandbox import SandboxConfig, SandboxError, SandboxHost
+from lambent_node_agent.sandbox.owner_lock import OwnerLock
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+ECHO = "def handler(event, context):\n    return event\n"
+# A machine without a controller: this process's mounts are its own.
+HOST = """
+import asyncio, sys
+from pathlib import Path
+from lambent_node_agent.sandbox import SandboxConfig, SandboxHost, enter_private_mount_namespace
+from lambent_runtime import linux
+
+async def main(state, owner, runtime, *allowed):
+    async with SandboxHost(SandboxConfig(Path(state), owner, 0, allow_missing=frozenset(allowed))) as host:
+        sandbox = await host.create(runtime)
+        await sandbox.specialise(Path("/usr/bin"), 128, 72, 16)
+        await sandbox.close()
+        print("served")
+
+enter_private_mount_namespace()
+linux.umount("/sys/fs/cgroup/" + sys.argv[1])
+asyncio.run(main(*sys.argv[2:]))
+"""
+
+
+async def test_an_owner_mark_belongs_to_one_living_agent(world: Lab, place: Path) -> None:
+    """A second agent under the same name would kill the first one's functions when it sweeps."""
+    async with lab(place / "a", "twice") as made, made.function(ECHO) as function:
+        owner = f"twice-{os.getpid()}"
+        with pytest.raises(SandboxError, match=rf"{owner}.* runs already, as process {os.getpid()};.*--owner"):
+            await SandboxHost(config(place / "b", "twice")).__aenter__()
+        assert await function.invoke(1) == 1
+    assert f"{owner}.lock" not in os.listdir("/run/lambent/owners")
+    async with lab(place / "a", "twice") as made, made.function(ECHO) as function:
+        assert await function.invoke(2) == 2
+
+
+async def test_the_mark_of_a_dead_agent_is_free_and_leaves_no_file(place: Path) -> None:
+    """A machine on which agents were killed for years has no more of them in /run than live."""
+    for owner in ("dead", "dead-too"):
+        (place / f"{owner}.lock").write_text("1")
+    lock, other = OwnerLock(place, "dead"), OwnerLock(place, "living")
+    assert sorted(os.listdir(place)) == ["dead.lock", "living.lock"]
+    with pytest.raises(SandboxError, match=f"runs already, as process {os.getpid()}"):
+        OwnerLock(place, "dead")
+    other.close()
+    lock.close()
+    assert os.listdir(place) == []
+
+
+async def test_a_state_directory_belongs_to_one_living_agent(world: Lab, place: Path) -> None:
+    """Its cache of code is the agent's own."""
+    async with lab(place, "one"):
+        with pytest.raises(SandboxError, match=r"state is used by another agent.*--state-dir"):
+            await SandboxHost(config(place, "other")).__aenter__()
+
+
+def has_controller(name: str) -> bool:
+    return os.geteuid() == 0 and Path("/sys/fs/cgroup", name, "cgroup.procs").exists()
+
+
+def run_without(controller: str, place: Path, *allowed: str) -> subprocess.CompletedProcess[str]:
+    if not has_controller(controller):
+        pytest.skip(f"{controller} has no hierarchy of its own here that could be hidden")
+    runtime = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    arguments = [controller, str(place / "state"), f"without-{os.getpid()}", runtime, *allowed]
+    command = [sys.executable, "-c", HOST, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+@pytest.mark.parametrize("controller", ["memory", "pids"])
+async def test_a_machine_that_cannot_limit_functions_is_refused_unless_allowed_by_name(
+    controller: str, place: Path
+) -> None:
+    """A function of 128 MB could take all of the machine, and nobody would know why."""
+    refused = await asyncio.to_thread(run_without, controller, place)
+    assert f"no control group controller for {controller}" in refused.stderr
+    assert f"--allow-missing {controller}" in refused.stderr
+    allowed = await asyncio.to_thread(run_without, controller, place, controller)
+    assert "served" in allowed.stdout, allowed.stderr
+    assert "limit_not_enforced" in allowed.stdout
+
+
+async def test_a_machine_that_cannot_share_cpu_is_warned_about(place: Path) -> None:
+    """Functions are unfair to each other then, and no more."""
+    done = await asyncio.to_thread(run_without, "cpu", place)
+    assert "served" in done.stdout, done.stderr
+    assert "limit_not_enforced" in done.stdout
+
+
+async def test_a_host_that_is_refused_leaves_nothing(world: Lab, place: Path) -> None:
+    """Another one may start at once."""
+    taken = SandboxConfig(place / "state", "not-a-directory", lock_dir=place / "locks")
+    (place / "locks").write_text("")
+    with pytest.raises(SandboxError, match="owner mark"):
+        await SandboxHost(taken).__aenter__()
+    assert not (place / "state").exists()

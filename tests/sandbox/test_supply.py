@@ -1,0 +1,212 @@
+"""Zygotes and pools are kept in the background, whatever fails; a slot is one process's at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import structlog
+from tests.sandbox_harness import OWN_RUNTIME, Lab, lab, pool_of, processes_of, zygote_of
+
+from lambent_node_agent.sandbox import SandboxError
+from lambent_node_agent.sandbox import sandbox as sandbox_module
+from lambent_node_agent.sandbox.errors import SlotLostError
+from lambent_node_agent.sandbox.sandbox import fork_into
+from lambent_node_agent.sandbox.zygote_client import Zygote
+from lambent_runtime import messages
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+FREEZER = Path("/sys/fs/cgroup/freezer")
+HAS_FREEZER = (FREEZER / "cgroup.procs").exists()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Let others run until it holds; the test's own deadline bounds it."""
+    while not condition():  # noqa: ASYNC110 - there is no event to wait for
+        await asyncio.sleep(0)
+
+
+@contextlib.contextmanager
+def no_descriptors_left() -> Iterator[None]:
+    """Let this process open nothing more."""
+    free = os.dup(0)
+    os.close(free)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_the_pool_is_filled_again_after_a_failure_that_nobody_thought_of(
+    mount_namespace: None, place: Path
+) -> None:
+    """Descriptors run out for a moment; after it cold starts come from the pool as before."""
+    async with asyncio.timeout(30), lab(place, "filled", pool_size=2) as made:
+        taken = await made.host.create(OWN_RUNTIME)
+        with no_descriptors_left(), structlog.testing.capture_logs() as logs:
+            await until(lambda: any(entry["event"] == "runtime_not_ready" for entry in logs))
+        await made.host.wait_until_filled()
+        assert made.host.ready_made(OWN_RUNTIME) == 2
+        await taken.close()
+
+
+async def test_no_descriptor_for_a_sandbox_is_a_sandbox_error(world: Lab) -> None:
+    """Whoever asked for it hears what is short, not that the code is missing."""
+    sandbox, other = [await world.host.create(OWN_RUNTIME) for _ in range(2)]
+    await other.close()
+    with no_descriptors_left():
+        with pytest.raises(SandboxError, match="Too many open files"):
+            await world.host.create(OWN_RUNTIME)
+        with pytest.raises(SandboxError, match="Too many open files"):
+            await sandbox.start_runtime("handler.handler", {})
+    again = await world.host.create(OWN_RUNTIME)
+    await sandbox.close()  # with it the slot is cleaned that could not be while nothing could be opened
+    assert sorted(slot.index for slot in world.host._supplies[OWN_RUNTIME]._slots._free) == [0, 1]
+    await again.close()
+
+
+async def test_every_runtime_has_a_zygote_before_it_is_asked_for(world: Lab) -> None:
+    """The first function of a runtime that is not the agent's own does not wait for an interpreter to start."""
+    zygotes = [supply._zygote for supply in world.host._supplies.values()]
+    assert len(zygotes) == len(world.host.runtimes)
+    assert all(zygote is not None and not zygote.exited.done() for zygote in zygotes)
+
+
+async def test_a_zygote_that_died_is_replaced_before_it_is_asked_for(mount_namespace: None, place: Path) -> None:
+    """With it died its pool; the next cold start finds a new one."""
+    async with asyncio.timeout(30), lab(place, "again", pool_size=1) as made:
+        zygote, [pooled] = zygote_of(made.host), pool_of(made.host)
+        zygote._process.kill()
+        await zygote.exited
+        await made.host.wait_until_filled()
+        assert zygote_of(made.host) is not zygote
+        assert made.host.ready_made(OWN_RUNTIME) == 1
+        assert pool_of(made.host) != [pooled]
+        assert pooled.exited.done()
+
+
+async def test_the_slot_of_a_cancelled_fork_is_not_used_before_its_process_has_ended(
+    mount_namespace: None, place: Path
+) -> None:
+    """The order is on its way when nobody waits any more; two processes may not share a UID and its groups."""
+    async with asyncio.timeout(30), lab(place, "late") as made:
+        first = await made.host.create(OWN_RUNTIME)
+        slot = first._slot
+        await first.close()
+        zygote = zygote_of(made.host)
+        zygote._process.send_signal(signal.SIGSTOP)
+        unwanted = asyncio.create_task(made.host.create(OWN_RUNTIME))
+        await until(lambda: zygote._answers)
+        unwanted.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await unwanted
+        wanted = asyncio.create_task(made.host.create(OWN_RUNTIME))
+        await until(lambda: len(zygote._answers) == 2)
+        zygote._process.send_signal(signal.SIGCONT)
+        second = await wanted
+        assert second._slot is not slot
+        await until(lambda: not made.host._supplies[OWN_RUNTIME]._background)
+        third = await made.host.create(OWN_RUNTIME)
+        assert third._slot is slot
+        await asyncio.gather(second.close(), third.close())
+
+
+async def test_a_zygote_that_dies_with_an_order_fails_it(mount_namespace: None, place: Path) -> None:
+    """The next one serves, with the same slot."""
+    async with asyncio.timeout(30), lab(place, "failed") as made:
+        zygote = zygote_of(made.host)
+        zygote._process.send_signal(signal.SIGSTOP)
+        forking = asyncio.create_task(made.host.create(OWN_RUNTIME))
+        await until(lambda: zygote._answers)
+        zygote._process.kill()
+        with pytest.raises(SandboxError, match="has ended"):
+            await forking
+        sandbox = await made.host.create(OWN_RUNTIME)
+        assert sandbox._slot.index == 0
+        await sandbox.close()
+
+
+def idle_process() -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+
+
+async def refuse_fork(world: Lab) -> tuple[asyncio.Task[tuple[socket.socket, int]], int]:
+    """Play a zygote that forked and then says that it did not; give the sandbox's end of its control socket."""
+    supply = world.host._supplies[OWN_RUNTIME]
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setblocking(False)
+    with idle_process() as process, theirs:
+        zygote = Zygote(supply._interpreter, ours, process)
+        slot = supply._slots.take()
+        forking = asyncio.create_task(fork_into(slot, zygote))
+        await until(lambda: zygote._answers)
+        _message, [control, *others] = messages.receive(theirs)
+        for fd in others:
+            os.close(fd)
+        messages.send(theirs, {"event": "failed", "error": "no memory"})
+        await until(lambda: not zygote._answers)
+        await zygote.stop()
+    await supply._slots.give_back(slot)
+    return forking, control
+
+
+async def test_a_fork_that_failed_is_over_when_its_process_is(world: Lab) -> None:
+    """A process that came after all reads the end of its control socket, and leaves before its slot is used again."""
+    async with asyncio.timeout(20):
+        forking, control = await refuse_fork(world)
+        with socket.socket(fileno=control) as process:
+            messages.send(process, {"event": "ready"})
+            process.setblocking(True)
+            assert await asyncio.to_thread(process.recv, 1) == b""
+            assert not forking.done()
+        with pytest.raises(SandboxError, match="no memory"):
+            await forking
+
+
+async def test_a_slot_is_lost_when_its_process_may_still_come(world: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stuck in the kernel: nobody may share its UID."""
+    monkeypatch.setattr(sandbox_module, "FORK_END_TIMEOUT_S", 0.05)
+    async with asyncio.timeout(20):
+        forking, control = await refuse_fork(world)
+        with pytest.raises(SlotLostError):
+            await forking
+        os.close(control)
+
+
+@pytest.mark.skipif(not HAS_FREEZER, reason="only the freezer of version 1 keeps a killed process")
+async def test_a_sandbox_that_would_not_die_can_be_closed_once_it_has(
+    mount_namespace: None, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process stuck in the kernel keeps its slot until it is gone, and no longer."""
+    monkeypatch.setattr(sandbox_module, "KILL_TIMEOUT_S", 0.05)
+    group = FREEZER / f"lambent-test-{os.getpid()}"
+    async with asyncio.timeout(30), lab(place, "stuck") as made:
+        sandbox = await made.host.create(OWN_RUNTIME)
+        group.mkdir()
+        try:
+            for pid in processes_of(sandbox):
+                (group / "cgroup.procs").write_text(str(pid))
+            (group / "freezer.state").write_text("FROZEN")
+            await until(lambda: (group / "freezer.state").read_text() == "FROZEN\n")
+            with pytest.raises(SandboxError, match="is alive"):
+                await sandbox.close()
+            (group / "freezer.state").write_text("THAWED")
+            await sandbox.exited
+            await sandbox.close()
+            again = await made.host.create(OWN_RUNTIME)
+            assert again._slot is sandbox._slot
+            await again.close()
+        finally:
+            group.rmdir()
