@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
-
-from lambent.errors import InvalidParameterError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -61,30 +58,6 @@ class Credentials:
             etcd_key=_bytes(path / ETCD_KEY_FILE),
             nats_user=_text(path / NATS_USER_FILE),
             nats_password=_text(path / NATS_PASSWORD_FILE),
-        )
-
-
-def check_open_door(listen: str, token: str) -> None:
-    """Refuse to listen without a token where others than this machine can connect.
-
-    Args:
-        listen: host:port.
-        token: Empty for none.
-
-    Raises:
-        InvalidParameterError: There is no token, and the host is not a loopback address.
-    """
-    host = listen.rpartition(":")[0].strip("[]")
-    if token or host == "localhost":
-        return
-    try:
-        loopback = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback:
-        raise InvalidParameterError(
-            f"{listen} can be reached from other machines and there is no token: whoever connects could run code here. "
-            "Give --credentials, or say --no-token if that is meant"
         )
 
 

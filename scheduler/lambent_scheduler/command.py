@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import click
 import uvloop
 
-from lambent.errors import LambentError
+from lambent.errors import InvalidParameterError, LambentError
 from lambent_common.credentials import Credentials
 from lambent_common.logging import configure_logging
 from lambent_scheduler.config import SchedulerConfig
 from lambent_scheduler.daemon import serve
+
+
+class _Address(click.ParamType[str]):
+    """host:port, an IPv6 host in brackets."""
+
+    name = "HOST:PORT"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        host, _, port = value.rpartition(":")
+        bracketed = host.startswith("[") and host.endswith("]")
+        if not host or (":" in host and not bracketed) or not port.isdecimal() or int(port) > _MAX_PORT:
+            self.fail(f"{value!r} is not HOST:PORT, such as 127.0.0.1:9400 or [::1]:9400", param, ctx)
+        return value
+
+
+_MAX_PORT = 65_535
+_ADDRESS = _Address()
 
 
 @click.command()
@@ -22,9 +40,23 @@ from lambent_scheduler.daemon import serve
     type=click.Path(path_type=Path, file_okay=False),
     help="Directory with token, etcd-ca.pem, etcd-client.pem, etcd-client.key, nats.user, nats.password.",
 )
-@click.option("--listen", default="127.0.0.1:9400", show_default=True, metavar="HOST:PORT", help="gRPC address.")
-@click.option("--http-listen", default="127.0.0.1:9401", show_default=True, metavar="HOST:PORT", help="HTTP address.")
-@click.option("--id", "scheduler_id", default="scheduler-0", show_default=True, help="Identity of this instance.")
+@click.option("--listen", type=_ADDRESS, default="127.0.0.1:9400", show_default=True, help="gRPC address.")
+@click.option("--http-listen", type=_ADDRESS, default="127.0.0.1:9401", show_default=True, help="HTTP address.")
+@click.option("--insecure", is_flag=True, help="Serve without a token: whoever reaches the port may run code here.")
+@click.option(
+    "--allow-host",
+    "allowed_hosts",
+    multiple=True,
+    metavar="NAME",
+    help="Host under which HTTP clients may call, beside localhost and that of --http-listen; may be repeated.",
+)
+@click.option(
+    "--id",
+    "scheduler_id",
+    default=socket.gethostname,
+    show_default="the host's name",
+    help="Identity of this instance, unlike any other's: it takes over at once from an earlier life of its own.",
+)
 @click.option("--region", default="us-east-1", show_default=True, help="Region in ARNs.")
 @click.option(
     "--keep-alive",
@@ -70,6 +102,8 @@ def scheduler(  # noqa: PLR0917 - one parameter per option, all given by name
     credentials: Path | None,
     listen: str,
     http_listen: str,
+    insecure: bool,
+    allowed_hosts: tuple[str, ...],
     scheduler_id: str,
     region: str,
     keep_alive_s: float,
@@ -79,21 +113,28 @@ def scheduler(  # noqa: PLR0917 - one parameter per option, all given by name
     ready_fd: int | None,
     log_level: str,
 ) -> None:
-    r"""Run one scheduler of a cluster, in the foreground.
+    """Run one scheduler of a cluster, in the foreground.
 
     \b
     Example, with etcd and NATS on this machine and without credentials:
-      lambent scheduler --etcd http://127.0.0.1:2379 --nats nats://127.0.0.1:4222
-    """
+      lambent scheduler --etcd http://127.0.0.1:2379 --nats nats://127.0.0.1:4222 --insecure
+    """  # noqa: D301 - click's mark is the character itself
     configure_logging("scheduler", level=log_level)
     try:
+        secrets = Credentials.load(credentials)
+        if not secrets.token and not insecure:
+            raise InvalidParameterError(
+                "without a token whoever can reach the scheduler's port could deploy and run code: give --credentials "
+                "with the cluster's token, or accept it with --insecure"
+            )
         config = SchedulerConfig(
             scheduler_id=scheduler_id,
             etcd=tuple(etcd.split(",")),
             nats=tuple(nats.split(",")),
-            credentials=Credentials.load(credentials),
+            credentials=secrets,
             listen=listen,
             http_listen=http_listen,
+            allowed_hosts=allowed_hosts,
             region=region,
             keep_alive_s=keep_alive_s,
             max_queue_wait_s=max_queue_wait_s,

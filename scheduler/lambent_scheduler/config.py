@@ -20,6 +20,7 @@ class SchedulerConfig:
         credentials: Token of the cluster, and what etcd and NATS ask for.
         listen: host:port of the gRPC server; port 0 picks a free one.
         http_listen: host:port of the HTTP server; port 0 picks a free one.
+        allowed_hosts: Further hosts that HTTP clients may name.
         region: Region in ARNs.
         keep_alive_s: How long an idle environment stays.
         max_queue_wait_s: Longest wait of a synchronous call for capacity.
@@ -33,6 +34,7 @@ class SchedulerConfig:
     credentials: Credentials
     listen: str
     http_listen: str
+    allowed_hosts: tuple[str, ...]
     region: str
     keep_alive_s: float
     max_queue_wait_s: float

@@ -7,7 +7,7 @@ import platform
 import random
 import signal
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -49,6 +49,8 @@ from lambent_scheduler.nodes.watcher import watch_nodes
 from lambent_scheduler.ownership import Ownership
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
     from lambent_scheduler.config import SchedulerConfig
 
 log = structlog.get_logger()
@@ -63,8 +65,13 @@ _SERVICES = (
 _ARCHITECTURES = {"x86_64": "x86_64", "aarch64": "arm64"}
 """The kernel's names of machines, and AWS Lambda's."""
 
-_TABLE_TIMEOUT_S = 30.0
-"""Reading 100,000 functions from etcd takes some seconds."""
+_TABLE_TIMEOUT_S = 300.0
+"""Reading 100,000 functions takes half a minute on one core."""
+
+_MAINTENANCE_RETRY_S = 1.0
+"""Before maintenance that has failed begins anew."""
+
+_T = TypeVar("_T")
 
 
 async def serve(config: SchedulerConfig, ready_fd: int | None) -> None:
@@ -78,8 +85,33 @@ async def serve(config: SchedulerConfig, ready_fd: int | None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     async with AsyncExitStack() as stack:
-        scheduler = await _Scheduler.assemble(config, stack)
-        await scheduler.run(stopping, ready_fd)
+        # As a standby this takes as long as the other scheduler lives.
+        scheduler = await _unless(stopping, _Scheduler.assemble(config, stack))
+        if scheduler is not None:
+            await scheduler.run(stopping, ready_fd)
+
+
+async def _unless(stopping: asyncio.Event, work: Coroutine[Any, Any, _T]) -> _T | None:
+    """Give the result of `work`; None when `stopping` is set before there is one. `work` is cancelled then."""
+    tasks = asyncio.create_task(work), asyncio.create_task(stopping.wait())
+    working, _ = tasks
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else None
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _kept_up(name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Do maintenance for ever: a failure of it is logged, and costs callers nothing."""
+    while True:
+        try:
+            await work()
+        except Exception:  # whatever it was, it is no reason to refuse calls
+            log.exception("maintenance_failed", task=name)
+        await asyncio.sleep(_MAINTENANCE_RETRY_S)
 
 
 class _Scheduler:
@@ -102,7 +134,6 @@ class _Scheduler:
         start_time.GetCurrentTime()
         record = record_pb2.SchedulerRecord(
             scheduler_id=config.scheduler_id,
-            grpc_address=config.listen,
             scheduler_version=VERSION,
             start_time=start_time,
         )
@@ -114,7 +145,7 @@ class _Scheduler:
             keep_alive_s=config.keep_alive_s,
             max_queue_wait_s=config.max_queue_wait_s,
         )
-        dispatcher = Dispatcher(limits, seed=random.SystemRandom().getrandbits(32))
+        dispatcher = Dispatcher(limits, seed=random.SystemRandom().getrandbits(128))
         relay = Relay(
             dispatcher=dispatcher,
             functions=functions,
@@ -146,21 +177,33 @@ class _Scheduler:
         function_pb2_grpc.add_FunctionServiceServicer_to_server(function_servicer, server.server)
         log_pb2_grpc.add_LogServiceServicer_to_server(LogServicer(js, naming, functions), server.server)
         cluster_pb2_grpc.add_ClusterServiceServicer_to_server(cluster, server.server)
-        scheduler._background = [
-            asyncio.create_task(work, name=name)
-            for name, work in (
-                ("function-table", functions.follow(etcd)),
-                ("node-watch", watch_nodes(etcd, relay)),
-                ("tick", relay.tick()),
-                ("activation", activator.run()),
-                ("package-sweep", PackageSweep(repository, packages).run()),
-                ("concurrency-counts", write_counts(etcd, dispatcher)),
-            )
-        ]
         stack.push_async_callback(scheduler._stop_background)
-        async with asyncio.timeout(_TABLE_TIMEOUT_S):
-            await functions.wait_until_ready()
+        scheduler._begin("function-table", functions.follow(etcd))
+        await scheduler._wait_for_table(functions)
+        # Nodes come after the functions: they offer environments, and whether those are current the table knows.
+        scheduler._begin("node-watch", watch_nodes(etcd, relay))
+        scheduler._begin("tick", relay.tick())
+        for name, work in (
+            ("activation", activator.run),
+            ("package-sweep", PackageSweep(repository, packages).run),
+            ("concurrency-counts", lambda: write_counts(etcd, dispatcher, ownership.epoch)),
+        ):
+            scheduler._begin(name, _kept_up(name, work))
         return scheduler
+
+    def _begin(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        self._background.append(asyncio.create_task(work, name=name))
+
+    async def _wait_for_table(self, functions: FunctionTable) -> None:
+        """Wait until the table is filled; what keeps it from that is raised."""
+        ready = asyncio.create_task(functions.wait_until_ready())
+        await asyncio.wait((ready, *self._background), timeout=_TABLE_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
+        for task in self._background:
+            if task.done():
+                task.result()
+        if not ready.done():
+            ready.cancel()
+            raise UnavailableError(f"etcd did not give all functions within {_TABLE_TIMEOUT_S:g} s")
 
     async def run(self, stopping: asyncio.Event, ready_fd: int | None) -> None:
         """Serve until `stopping` is set."""
@@ -168,13 +211,18 @@ class _Scheduler:
         registry = CollectorRegistry()
         registry.register(RelayCollector(self._relay))
         host, _, port = config.http_listen.rpartition(":")
-        app = make_app(registry, self._unready_reason, hosts=("localhost", "127.0.0.1", host.strip("[]")))
-        async with serve_http(app, host, int(port)) as http_port:
+        hosts = ("localhost", "127.0.0.1", host, host.strip("[]"), *config.allowed_hosts)
+        app = make_app(registry, self._unready_reason, hosts=hosts)
+        async with serve_http(app, host.strip("[]"), int(port)) as http_port:
             grpc_port = await self._server.start(config.listen)
             grpc = f"{config.listen.rpartition(':')[0]}:{grpc_port}"
+            await self._ownership.announce(grpc)
             announce_ready(ready_fd, grpc=grpc, http=f"http://{host}:{http_port}")
+            if not config.credentials.token:
+                log.warning("no_token", listen=config.listen)
             log.info("ready", scheduler_id=config.scheduler_id, grpc=grpc, http_port=http_port)
             await self._wait(stopping)
+            await self._server.announce_stop()
             await self._relay.stop(config.drain_s)
             await self._server.stop(grace_s=0.5)
         if self._ownership.lost.is_set():
@@ -193,6 +241,8 @@ class _Scheduler:
     def _unready_reason(self) -> str | None:
         if self._ownership.lost.is_set():
             return "the lease in etcd was lost"
+        if self._relay.draining:
+            return "the scheduler is stopping"
         if not any(link.attached for link in self._relay.links.values()):
             return "no node is attached"
         return None

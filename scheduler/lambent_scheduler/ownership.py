@@ -111,7 +111,17 @@ class Ownership:
         for first in range(0, keys.PARTITIONS, _CLAIMS_PER_TXN):
             await self._claim_some(range(first, min(first + _CLAIMS_PER_TXN, keys.PARTITIONS)))
         self._guard = asyncio.create_task(self._watch_own(), name="ownership")
+        self._guard.add_done_callback(self._guard_ended)
         log.info("partitions_claimed", scheduler_id=self._record.scheduler_id, epoch=max(self._epochs))
+
+    async def announce(self, grpc_address: str) -> None:
+        """Say where this scheduler serves: host:port.
+
+        Raises:
+            EtcdUnavailableError: etcd does not answer.
+        """
+        self._record.grpc_address = grpc_address
+        await self._etcd.put(keys.scheduler(self._record.scheduler_id), encode(self._record), lease_id=self._lease_id)
 
     async def close(self) -> None:
         """Give everything up at once, so that a standby need not wait for the lease to lapse."""
@@ -183,6 +193,11 @@ class Ownership:
             if taken is not None:
                 self._lose(f"{taken} is held by another instance")
                 return
+
+    def _guard_ended(self, guard: asyncio.Task[None]) -> None:
+        """Without the watch nobody would tell that a partition is taken."""
+        if not guard.cancelled() and (error := guard.exception()) is not None:
+            self._lose(f"the watch of the partitions failed: {error}")
 
     def _lose(self, reason: str) -> None:
         if not self.lost.is_set():

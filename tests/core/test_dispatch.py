@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from tests.core.specs import RUNTIME, make_call, make_capacity, make_spec
 
@@ -35,9 +37,9 @@ class Shell:
         for number in range(nodes):
             self.join(f"n{number}", memory_mib)
 
-    def join(self, node_id: str, memory_mib: int = 1024) -> None:
+    def join(self, node_id: str, memory_mib: int = 1024, *, held: Sequence[tuple[Environment, bool]] = ()) -> None:
         """Add a node."""
-        self.dispatcher.node_joined(node_id, make_capacity(memory_mib, 4000), {}, [RUNTIME], self.now)
+        self.dispatcher.node_joined(node_id, make_capacity(memory_mib, 4000), {}, [RUNTIME], self.now, held=held)
 
     def wait(self, spec: VersionSpec, **options: float) -> Call:
         """Admit a call that has to wait."""
@@ -190,7 +192,7 @@ def test_idle_environments_stop_after_their_time() -> None:
     shell.dispatcher.tick(59.9)
     assert shell.dispatcher.take_actions() == []
     shell.dispatcher.tick(60.0)
-    assert shell.dispatcher.take_actions() == [Stop(environment, "idle", drain=False)]
+    assert shell.dispatcher.take_actions() == [Stop(environment, "idle")]
     assert shell.dispatcher.nodes.node("n0").reserved.memory_mib == 128
     shell.stopped(environment)
     assert shell.dispatcher.nodes.node("n0").reserved.memory_mib == 0
@@ -205,8 +207,8 @@ def test_the_least_recently_used_are_evicted_and_no_more_than_needed() -> None:
         shell.dispatcher.finished(environment, float(moment))
     shell.wait(make_spec("big", 256))
     assert shell.dispatcher.take_actions() == [
-        Stop(idle[2], "evicted", drain=False),
-        Stop(idle[0], "evicted", drain=False),
+        Stop(idle[2], "evicted"),
+        Stop(idle[0], "evicted"),
     ]
     shell.stopped(idle[0])
     assert shell.dispatcher.take_actions() == []
@@ -327,12 +329,12 @@ def test_replaced_versions_stop_and_their_waiting_calls_still_run() -> None:
     busy, idle = shell.run(old), shell.run(old)
     shell.dispatcher.finished(idle, 0.0)
     shell.dispatcher.retire_function("default", "f", {new.key}, "superseded", 1.0)
-    assert shell.dispatcher.take_actions() == [Stop(idle, "superseded", drain=False)]
+    assert shell.dispatcher.take_actions() == [Stop(idle, "superseded")]
     late = shell.wait(old)
     shell.dispatcher.take_actions()
     assert shell.dispatcher.finished(busy, 2.0) is late
     assert shell.dispatcher.finished(busy, 3.0) is None
-    assert Stop(busy, "superseded", drain=False) in shell.dispatcher.take_actions()
+    assert Stop(busy, "superseded") in shell.dispatcher.take_actions()
 
 
 def test_a_deleted_function_is_forgotten() -> None:
@@ -346,11 +348,9 @@ def test_a_deleted_function_is_forgotten() -> None:
 
 def test_adopted_environments_serve() -> None:
     """A new scheduler takes over warm environments; a busy one serves when its old call is over."""
-    shell, spec = Shell(), make_spec()
+    shell, spec = Shell(nodes=0), make_spec()
     idle, busy = Environment("e1", spec, "n0"), Environment("e2", spec, "n0")
-    assert shell.dispatcher.adopt(idle, busy=False, now=0.0)
-    assert shell.dispatcher.adopt(busy, busy=True, now=0.0)
-    assert not shell.dispatcher.adopt(Environment("e3", spec, "unknown"), busy=False, now=0.0)
+    shell.join("n0", held=[(idle, False), (busy, True)])
     assert shell.dispatcher.admit(make_call(spec), None, 0, 1.0) is idle
     waiting = shell.wait(spec)
     shell.dispatcher.take_actions()
@@ -359,19 +359,62 @@ def test_adopted_environments_serve() -> None:
     assert (shell.dispatcher.cold_starts, shell.dispatcher.in_flight) == (0, 2)
 
 
+def test_what_a_node_holds_is_counted_before_its_room_is_given_away() -> None:
+    """Calls that wait when a node comes back take its warm environments, and no new ones beside them."""
+    shell, spec = Shell(nodes=0), make_spec()
+    first, second = shell.wait(spec), shell.wait(spec)
+    held = [Environment("e1", spec, "n0"), Environment("e2", spec, "n0")]
+    shell.join("n0", 256, held=[(held[0], False), (held[1], True)])
+    assert shell.dispatcher.take_actions() == [Bind(first, held[0])]
+    shell.dispatcher.ready("e2", 1.0)
+    assert shell.dispatcher.take_actions() == [Bind(second, held[1])]
+
+
+def test_a_call_that_its_environment_would_not_take_is_served_next() -> None:
+    """An environment that dies costs the queue nothing: it gets no other call, and the call no other's place."""
+    shell, spec = Shell(), make_spec()
+    dying, idle = shell.run(spec), shell.warm(spec)
+    call = dying.call
+    assert call is not None
+    assert shell.dispatcher.returned(dying, 1.0)
+    assert shell.dispatcher.take_actions() == [Stop(dying, "exited"), Bind(call, idle)]
+    assert not shell.dispatcher.returned(dying, 1.0)
+    later = shell.wait(spec)
+    assert shell.dispatcher.returned(idle, 2.0)
+    actions = shell.dispatcher.take_actions()
+    assert [type(action) for action in actions] == [Start, Stop, Start]
+    new = actions[0].environment  # type: ignore[union-attr]  # it is a Start
+    shell.dispatcher.ready(new.environment_id, 3.0)
+    assert shell.dispatcher.take_actions() == [Bind(call, new)]
+    assert not shell.dispatcher.returned(new, 3.0)
+    assert later.waiting
+    assert shell.dispatcher.in_flight == 1
+
+
+def test_a_scheduler_that_stops_ends_the_calls_that_wait() -> None:
+    """They have not run: their callers can go to another scheduler at once."""
+    shell, spec = Shell(memory_mib=128), make_spec()
+    running, waiting = shell.run(spec), shell.wait(spec)
+    error = UnavailableError("stopping")
+    shell.dispatcher.close(error)
+    assert Fail(waiting, error) in shell.dispatcher.take_actions()
+    assert running.call is not None
+    assert shell.dispatcher.in_flight == 1
+
+
 def test_a_draining_node_empties() -> None:
     """Idle environments stop at once, busy ones after their call, and waiting calls go elsewhere."""
     shell, spec = Shell(memory_mib=256), make_spec()
     busy, idle = shell.run(spec), shell.run(spec)
     shell.dispatcher.finished(idle, 0.0)
     shell.dispatcher.node_changed("n0", 1.0, draining=True)
-    assert shell.dispatcher.take_actions() == [Stop(idle, "shutdown", drain=False)]
+    assert shell.dispatcher.take_actions() == [Stop(idle, "shutdown")]
     shell.join("n1")
     shell.wait(spec)
     (elsewhere,) = shell.starts()
     assert elsewhere.node_id == "n1"
     assert shell.dispatcher.finished(busy, 2.0) is None
-    assert shell.dispatcher.take_actions() == [Stop(busy, "shutdown", drain=False)]
+    assert shell.dispatcher.take_actions() == [Stop(busy, "shutdown")]
 
 
 def test_memory_of_other_schedulers_is_left_to_them() -> None:
@@ -385,6 +428,28 @@ def test_memory_of_other_schedulers_is_left_to_them() -> None:
     assert shell.starts() == []
     shell.dispatcher.node_changed("n0", 2.0, reserved={"memory_mib": 256})
     assert len(shell.starts()) == 1
+
+
+def test_starts_and_stops_under_way_are_not_taken_for_somebody_else_s() -> None:
+    """A node's word lags behind its orders: what is about to begin or end there may be in it or not."""
+    shell, spec = Shell(memory_mib=768), make_spec()
+    idle = shell.warm(spec)
+    shell.dispatcher.node_changed("n0", 1.0, reserved={"memory_mib": 128 + 256})
+    shell.dispatcher.tick(1000.0)
+    assert shell.dispatcher.take_actions() == [Stop(idle, "idle")]
+    node = shell.dispatcher.nodes.node("n0")
+    for word_mib in (128 + 256, 256, 128 + 256):
+        shell.dispatcher.node_changed("n0", 1001.0, reserved={"memory_mib": word_mib})
+        assert node.foreign.memory_mib == 256
+    shell.stopped(idle)
+    shell.wait(spec)
+    (starting,) = shell.starts()
+    for word_mib in (256, 128 + 256):
+        shell.dispatcher.node_changed("n0", 1002.0, reserved={"memory_mib": word_mib})
+        assert node.foreign.memory_mib == 256
+    shell.dispatcher.ready(starting.environment_id, 1003.0)
+    shell.dispatcher.node_changed("n0", 1003.0, reserved={"memory_mib": 128})
+    assert node.foreign.memory_mib == 0
 
 
 def test_a_burst_starts_no_more_environments_than_calls() -> None:

@@ -221,13 +221,14 @@ class World:
         self.agents[node_id] = agent
         capacity = make_capacity(memory_mib, agent.cpu_millis, self.random.choice((1024, 100_000)))
         self.dispatcher.node_joined(node_id, capacity, {}, [RUNTIME], self.now)
-        if agent.taken_by_others_mib:
-            self.after(self.random.uniform(0, 2), lambda: self._report(agent))
+        for _ in range(self.random.randint(0, 8)):
+            self.after(self.random.uniform(0, 20), lambda: self._report(agent))
 
     def _report(self, agent: Agent) -> None:
-        if agent.alive:
-            used = {"memory_mib": agent.used_mib() + agent.taken_by_others_mib, "cpu_millis": 0}
-            self.dispatcher.node_changed(agent.node_id, self.now, reserved=used)
+        """Tell the scheduler what is reserved, with as much delay as any other word of a node."""
+        cpu_millis = sum(spec.cpu_millis for spec in agent.held.values())
+        used = {"memory_mib": agent.used_mib() + agent.taken_by_others_mib, "cpu_millis": cpu_millis}
+        self._later(agent, 0.01, lambda: self.dispatcher.node_changed(agent.node_id, self.now, reserved=used))
 
     def _kill(self) -> None:
         node_id = self.random.choice(list(self.agents))
@@ -245,8 +246,7 @@ class World:
                 case Start(environment):
                     self.started_in_step.append(environment)
                     self._start(self.agents[environment.node_id], environment)
-                case Stop(environment, _, drain):
-                    assert not drain
+                case Stop(environment):
                     self._stop(self.agents[environment.node_id], environment)
                 case Bind(call, environment):
                     self._run(call, environment)
@@ -294,6 +294,10 @@ class World:
         assert call.spec.key == environment.spec.key, "a call ran on another version"
         self.cold_starts += environment.served == 1
         agent = self.agents[environment.node_id]
+        if self.random.random() < 0.05:
+            # It is ending: the call comes back, and the node's word that it is gone follows.
+            self._later(agent, 0.001, lambda: self._give_back(agent, call, environment))
+            return
         duration_s = self.random.choice((0.0, 0.01, 0.5, self.random.uniform(0, 6)))
         self._later(agent, duration_s, lambda: self._finish(agent, call, environment))
 
@@ -305,6 +309,13 @@ class World:
         following = self.dispatcher.finished(environment, self.now)
         if following is not None:
             self._run(following, environment)
+
+    def _give_back(self, agent: Agent, call: Call, environment: Environment) -> None:
+        if environment.environment_id not in agent.held:
+            return
+        if not self.dispatcher.returned(environment, self.now):
+            self.ends[call].append("came back too often")
+        self._later(agent, self.random.uniform(0, 0.2), lambda: self._gone(agent, environment, refused=False))
 
     def _later(self, agent: Agent, delay_s: float, event: Callable[[], None]) -> None:
         """Let something happen on a node, unless it has died by then."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,9 +20,11 @@ from lambent.errors import (
 )
 from lambent.v1 import function_pb2 as pb
 from lambent_common import archive
+from lambent_scheduler.functions import paging
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -63,10 +66,10 @@ async def test_update_serves_the_old_code_until_it_is_complete(lambent: Cluster)
     """Invocations during an update run what was there before, as on AWS."""
     account = lambent.account()
     before = await lambent.make(account)
-    served = lambent.table.resolve(account, "f", "", 0.0)
+    served = lambent.table.find(account, "f", "").primary
     code = await lambent.code("def handler(event, context): return 2\n")
     seen: list[str] = []
-    lambent.table.on_change(lambda *_: seen.append(lambent.table.resolve(account, "f", "", 0.0).code_sha256))
+    lambent.table.on_change(lambda *_: seen.append(lambent.table.find(account, "f", "").primary.code_sha256))
     request = pb.UpdateFunctionCodeRequest(account=account, function_name="f", code_sha256=code)
     reply = (await lambent.service.UpdateFunctionCode(request, None)).function
     assert reply.last_update_status == pb.LAST_UPDATE_STATUS_IN_PROGRESS
@@ -77,7 +80,7 @@ async def test_update_serves_the_old_code_until_it_is_complete(lambent: Cluster)
     assert len({before.revision_id, reply.revision_id, after.revision_id}) == 3
     assert (after.code_sha256, after.handler) == (code, "app.handler")
     assert seen[0] == served.code_sha256 == before.code_sha256
-    assert lambent.table.resolve(account, "f", "", 0.0).code_sha256 == code
+    assert lambent.table.find(account, "f", "").primary.code_sha256 == code
 
 
 async def test_configuration_changes_only_where_it_is_set(lambent: Cluster) -> None:
@@ -183,6 +186,56 @@ async def test_uploads_at_once_are_bounded(lambent: Cluster) -> None:
         assert begun == 8
         release.set()
     assert {task.result().code_sha256 for task in running} == {hashlib.sha256(zipped()).hexdigest()}
+
+
+async def test_a_cancelled_upload_keeps_its_place_until_its_check_has_ended(
+    lambent: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A check takes a core: uploading and cancelling over and over must not start ever more of them."""
+    loop = asyncio.get_running_loop()
+    checking, ended, go_on = asyncio.Event(), asyncio.Event(), threading.Event()
+    check = archive.check
+
+    def slow_check(path: Path) -> None:
+        loop.call_soon_threadsafe(checking.set)
+        go_on.wait(10)
+        check(path)
+        loop.call_soon_threadsafe(ended.set)
+
+    async def chunks() -> AsyncIterator[pb.UploadCodeRequest]:
+        yield pb.UploadCodeRequest(chunk=zipped())
+
+    monkeypatch.setattr(archive, "check", slow_check)
+    async with asyncio.timeout(20):
+        upload = asyncio.create_task(lambent.service.UploadCode(chunks(), None))
+        await checking.wait()
+        upload.cancel()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not upload.done()
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await upload
+        assert ended.is_set()
+
+
+async def test_a_page_fits_its_message(lambent: Cluster) -> None:
+    """Functions may have 4 KiB of variables each; whoever asks for thousands gets as many pages as it takes."""
+    account = lambent.account()
+    for number in range(3):
+        await lambent.create(account, f"f{number}")
+        await lambent.settled(account, f"f{number}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paging, "_PAGE_BYTES", 1)
+        names: list[str] = []
+        token = ""
+        for _ in range(3):
+            page = await lambent.service.ListFunctions(
+                pb.ListFunctionsRequest(account=account, page_size=10_000, page_token=token), None
+            )
+            names += [function.function_name for function in page.functions]
+            token = page.next_page_token
+        assert (names, token) == (["f0", "f1", "f2"], "")
 
 
 async def _refused(lambent: Cluster, chunks: AsyncIterator[pb.UploadCodeRequest]) -> None:

@@ -41,12 +41,12 @@ async def test_function_left_pending_by_a_dead_scheduler_becomes_active(lambent:
     account = lambent.account()
     await left_pending(lambent, account, await lambent.code())
     with pytest.raises(ResourceConflictError) as error:
-        lambent.table.resolve(account, "f", "", 0.0)
+        lambent.table.find(account, "f", "")
     assert error.value.message == (
         "The operation cannot be performed at this time. The function is currently in the following state: Pending"
     )
     assert (await lambent.settled(account)).state == pb.FUNCTION_STATE_ACTIVE
-    assert lambent.table.resolve(account, "f", "1", 0.0).version == "1"
+    assert lambent.table.find(account, "f", "1").primary.version == "1"
 
 
 async def test_function_whose_package_is_gone_fails_and_can_be_mended(lambent: Cluster) -> None:
@@ -57,7 +57,7 @@ async def test_function_whose_package_is_gone_fails_and_can_be_mended(lambent: C
     assert failed.state == pb.FUNCTION_STATE_FAILED
     assert "is missing from the store. Please upload it again." in failed.state_reason
     with pytest.raises(ResourceConflictError, match="following state: Failed"):
-        lambent.table.resolve(account, "f", "", 0.0)
+        lambent.table.find(account, "f", "")
     request = pb.UpdateFunctionCodeRequest(account=account, function_name="f", code_sha256=await lambent.code())
     await lambent.service.UpdateFunctionCode(request, None)
     assert (await lambent.settled(account)).state == pb.FUNCTION_STATE_ACTIVE
@@ -68,7 +68,7 @@ async def test_second_scheduler_sees_the_same_functions(lambent: Cluster, tmp_pa
     account = lambent.account()
     await lambent.make(account)
     async with scheduler(lambent.etcd_server, lambent.js, tmp_path) as second:
-        first_spec, second_spec = (table.resolve(account, "f", "", 0.0) for table in (lambent.table, second.table))
+        first_spec, second_spec = (table.find(account, "f", "").primary for table in (lambent.table, second.table))
         assert first_spec.key == second_spec.key
         changed = asyncio.Event()
         second.table.on_change(lambda *of: changed.set() if of == (account, "f") else None)
@@ -76,7 +76,7 @@ async def test_second_scheduler_sees_the_same_functions(lambent: Cluster, tmp_pa
         async with asyncio.timeout(10):
             await changed.wait()
         with pytest.raises(FunctionNotFoundError):
-            second.table.resolve(account, "f", "", 0.0)
+            second.table.find(account, "f", "")
 
 
 async def test_write_that_was_acknowledged_to_nobody_is_recognised(lambent: Cluster) -> None:
@@ -138,11 +138,11 @@ async def test_etcd_that_is_away_refuses_changes_and_still_resolves(lambent: Clu
     """Running functions keep serving from what is known; a change says why it is refused. Last: it kills etcd."""
     account = lambent.account()
     await lambent.make(account)
-    spec = lambent.table.resolve(account, "f", "", 0.0)
+    spec = lambent.table.find(account, "f", "").primary
     await lambent.etcd_server.kill()
     with pytest.raises(UnavailableError, match="etcd"):
         await lambent.publish(account)
-    assert lambent.table.resolve(account, "f", "", 0.0) is spec
+    assert lambent.table.find(account, "f", "").primary is spec
     await lambent.etcd_server.start()
     async with asyncio.timeout(30):
         while True:
@@ -151,4 +151,4 @@ async def test_etcd_that_is_away_refuses_changes_and_still_resolves(lambent: Clu
             except UnavailableError:
                 continue
             break
-    assert lambent.table.resolve(account, "f", "1", 0.0).version == "1"
+    assert lambent.table.find(account, "f", "1").primary.version == "1"

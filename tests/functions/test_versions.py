@@ -161,12 +161,12 @@ async def test_weights_share_the_calls_between_two_versions(lambent: Cluster) ->
     account = await with_versions(lambent, 2)
     await alias(lambent, account, "live", "1", v2=0.25)
     table = lambent.table
-    drawn = [table.resolve(account, "f", "live", number / 100).version for number in range(100)]
+    drawn = [table.find(account, "f", "live").drawn(number / 100).version for number in range(100)]
     assert drawn == ["2"] * 25 + ["1"] * 75
     assert (await lambent.get(account, qualifier="live")).version == "1"
     cleared = await update(lambent, account, routing_config=pb.RoutingConfig())
     assert dict(cleared.additional_version_weights) == {}
-    assert {table.resolve(account, "f:live", "", number / 10).version for number in range(10)} == {"1"}
+    assert {table.find(account, "f:live", "").drawn(number / 10).version for number in range(10)} == {"1"}
 
 
 async def test_alias_messages_are_those_of_aws(lambent: Cluster) -> None:
@@ -257,4 +257,4 @@ async def test_alias_made_while_its_version_is_deleted_never_points_to_nothing(l
         else:
             assert isinstance(made, pb.Alias)
             assert isinstance(deleted, ResourceConflictError)
-            assert lambent.table.resolve(account, f"f:a{number}", "", 0.0).version == version
+            assert lambent.table.find(account, f"f:a{number}", "").drawn(0.0).version == version

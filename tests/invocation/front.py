@@ -15,7 +15,9 @@ from typing import Any
 import grpc.aio
 from google.protobuf.duration_pb2 import Duration
 
-from lambent.framing import MAX_MESSAGE_BYTES, FrameWriter
+from lambent.errors import CancelledError, UnavailableError
+from lambent.framing import MAX_MESSAGE_BYTES, Body, FrameWriter
+from lambent.rpc_errors import to_frame
 from lambent.session import Session
 from lambent.v1 import (
     frame_pb2,
@@ -36,6 +38,7 @@ from lambent_scheduler.functions.names import Naming
 from lambent_scheduler.functions.table import FunctionTable
 from lambent_scheduler.invocation.node_link import NodeLink
 from lambent_scheduler.invocation.relay import Relay
+from lambent_scheduler.invocation.relayed_call import RelayedCall
 from lambent_scheduler.invocation.service import InvocationServicer
 
 TOKEN = "secret"
@@ -50,11 +53,31 @@ class Node:
 
     answer: Answer
     node_id: str = "n-1"
+    welcome: node_pb2.Welcome = field(default_factory=node_pb2.Welcome)
+    bodies: dict[int, Body[node_pb2.NodeEvent]] = field(default_factory=dict)
+    started: list[str] = field(default_factory=list)
+    sent_bytes: int = 0
     received: dict[int, bytearray] = field(default_factory=dict)
     openings: list[node_pb2.InvokeOpen] = field(default_factory=list)
     orders: list[node_pb2.NodeOrder] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     writer: FrameWriter[node_pb2.NodeEvent] | None = None
+
+    @property
+    def stops(self) -> list[node_pb2.StopEnvironment]:
+        """Orders to end an environment."""
+        return [order.stop_environment for order in self.orders if order.HasField("stop_environment")]
+
+    def count_sent(self, size: int) -> None:
+        """A piece of an answer has left."""
+        self.sent_bytes += size
+        self.changed.set()
+
+    async def until(self, fact: Callable[[], object]) -> None:
+        """Wait until something that the node has seen makes the fact true."""
+        while not fact():
+            self.changed.clear()
+            await self.changed.wait()
 
     async def serve(self, stream: MessageStream[node_pb2.EventBatch, node_pb2.OrderBatch]) -> None:
         """Serve one scheduler."""
@@ -65,7 +88,7 @@ class Node:
         stream.max_message_bytes = MAX_MESSAGE_BYTES
         writer: FrameWriter[node_pb2.NodeEvent] = FrameWriter(write)
         self.writer = writer
-        writer.send(node_pb2.NodeEvent(welcome=node_pb2.Welcome(node_id=self.node_id)))
+        writer.send(node_pb2.NodeEvent(welcome=self.welcome))
         writing = asyncio.create_task(writer.run())
         try:
             while (batch := await stream.read()) is not None:
@@ -78,6 +101,7 @@ class Node:
     def _receive(self, writer: FrameWriter[node_pb2.NodeEvent], order: node_pb2.NodeOrder) -> None:
         kind = order.WhichOneof("order")
         if kind == "start_environment":
+            self.started.append(order.start_environment.environment_id)
             ready = node_pb2.EnvironmentReady(environment_id=order.start_environment.environment_id)
             writer.send(node_pb2.NodeEvent(environment_ready=ready))
         elif kind == "stop_environment":
@@ -95,8 +119,14 @@ class Node:
             writer.send(node_pb2.NodeEvent(call_id=order.call_id, window=window))
         elif kind == "end":
             self.answer(self, writer, order.call_id, self.openings[-1])
+        elif kind == "window" and (body := self.bodies.get(order.call_id)) is not None:
+            body.grant(order.window.credit_bytes)
         else:
             self.orders.append(order)
+            if kind == "cancel" and (body := self.bodies.pop(order.call_id, None)) is not None:
+                body.abandon()
+                error = to_frame(CancelledError("cancelled", dispatched=True))
+                writer.send(node_pb2.NodeEvent(call_id=order.call_id, end=frame_pb2.End(service_error=error)))
 
 
 def echo(node: Node, writer: FrameWriter[node_pb2.NodeEvent], call_id: int, opening: node_pb2.InvokeOpen) -> None:
@@ -107,6 +137,29 @@ def echo(node: Node, writer: FrameWriter[node_pb2.NodeEvent], call_id: int, open
     for piece in pieces[:-1]:
         writer.send(node_pb2.NodeEvent(call_id=call_id, data=frame_pb2.Data(payload=piece)))
     writer.send(node_pb2.NodeEvent(call_id=call_id, end=frame_pb2.End(payload=pieces[-1], report=report)))
+
+
+def flowing(size: int) -> Answer:
+    """Answer with `size` bytes, as fast as credit comes, and with END behind them."""
+
+    def answer(node: Node, writer: FrameWriter[node_pb2.NodeEvent], call_id: int, opening: node_pb2.InvokeOpen) -> None:
+        body = Body(
+            writer,
+            lambda piece: node_pb2.NodeEvent(call_id=call_id, data=frame_pb2.Data(payload=piece)),
+            node.count_sent,
+        )
+        node.bodies[call_id] = body
+        body.push(bytes(size))
+        report = frame_pb2.InvocationReport(request_id=opening.request_id, duration_us=1)
+        body.finish(node_pb2.NodeEvent(call_id=call_id, end=frame_pb2.End(report=report)))
+
+    return answer
+
+
+def refuse(writer: FrameWriter[node_pb2.NodeEvent], call_id: int) -> None:
+    """Answer as an environment does that is ending."""
+    error = to_frame(UnavailableError("the environment takes no invocation: it has ended"))
+    writer.send(node_pb2.NodeEvent(call_id=call_id, end=frame_pb2.End(service_error=error)))
 
 
 def silent(node: Node, writer: FrameWriter[node_pb2.NodeEvent], call_id: int, opening: node_pb2.InvokeOpen) -> None:
@@ -136,11 +189,17 @@ def table(*names: str) -> FunctionTable:
 
 
 class ObservedRelay(Relay):
-    """Tells when its node is attached."""
+    """Tells when its node is attached, and when a call is over or back in the queue."""
 
     def __init__(self, **parts: Any) -> None:
         super().__init__(**parts)
         self.node_attached = asyncio.Event()
+        self.ends: asyncio.Queue[RelayedCall] = asyncio.Queue()
+
+    def answer_ended(self, call: RelayedCall, end: frame_pb2.End) -> None:
+        """Pass it on."""
+        super().answer_ended(call, end)
+        self.ends.put_nowait(call)
 
     def attached(self, link: NodeLink, welcome: node_pb2.Welcome) -> None:
         """Pass it on."""
@@ -152,7 +211,8 @@ class ObservedRelay(Relay):
 class Front:
     """A running front door."""
 
-    relay: Relay
+    relay: ObservedRelay
+    functions: FunctionTable
     channel: grpc.aio.Channel
     node_server: MessageServer[node_pb2.EventBatch, node_pb2.OrderBatch]
 
@@ -165,20 +225,58 @@ class Front:
         """Open a session."""
         return Session(self.stub, METADATA)
 
+    def raw_session(self) -> RawSession:
+        """Open a session whose frames the test writes itself."""
+        return RawSession(self.stub.Session(metadata=METADATA))
+
+
+@dataclass
+class RawSession:
+    """A caller that keeps to no rule but what the test does."""
+
+    stream: grpc.aio.StreamStreamCall[invocation_pb2.SessionRequest, invocation_pb2.SessionResponse]
+    frames: list[invocation_pb2.SessionResponseFrame] = field(default_factory=list)
+
+    async def send(self, call_id: int, **frame: Any) -> None:
+        """Send one frame."""
+        request = invocation_pb2.SessionRequestFrame(call_id=call_id, **frame)
+        await self.stream.write(invocation_pb2.SessionRequest(frames=[request]))
+
+    async def end(self, call_id: int) -> frame_pb2.End:
+        """Wait for the END of a call; what came before it stays in `frames`."""
+        while True:
+            for frame in self.frames:
+                if frame.call_id == call_id and frame.HasField("end"):
+                    self.frames.remove(frame)
+                    return frame.end
+            await self.read()
+
+    async def read(self) -> None:
+        """Wait for more frames."""
+        response = await self.stream.read()
+        assert isinstance(response, invocation_pb2.SessionResponse)
+        self.frames.extend(response.frames)
+
+    def data_bytes(self, call_id: int) -> int:
+        """Give how much of an answer has come in pieces."""
+        return sum(len(frame.data.payload) for frame in self.frames if frame.call_id == call_id)
+
 
 @contextlib.asynccontextmanager
 async def front(
-    node: Node, *names: str, limits: Limits | None = None, memory_mib: int = 65_536
+    node: Node, *names: str, limits: Limits | None = None, memory_mib: int = 65_536, **options: Any
 ) -> AsyncIterator[Front]:
     """Run a front door with one node inside the block."""
     node_server = MessageServer(node_pb2.OrderBatch.FromString, node.serve)
     node_port = await node_server.start("127.0.0.1:0")
+    functions = table(*names)
     relay = ObservedRelay(
         dispatcher=Dispatcher(limits or Limits(), seed=1),
-        functions=table(*names),
+        functions=functions,
         epoch=lambda partition: 1,
         scheduler_id="s-1",
         token=TOKEN,
+        **options,
     )
     server = GrpcServer(token=TOKEN, services=())
     invocation_pb2_grpc.add_InvocationServiceServicer_to_server(InvocationServicer(relay), server.server)
@@ -196,7 +294,7 @@ async def front(
         try:
             async with asyncio.timeout(10):
                 await relay.node_attached.wait()
-            yield Front(relay, channel, node_server)
+            yield Front(relay, functions, channel, node_server)
         finally:
             ticking.cancel()
             await relay.stop(0)

@@ -99,9 +99,9 @@ async def test_cancelling_a_running_call_tells_the_node() -> None:
     async with asyncio.timeout(20), front(node, "f") as door:
         session = door.session()
         call = asyncio.create_task(session.invoke(opening("f"), b""))
-        await _until(node, lambda: len(node.openings) == 1)
+        await node.until(lambda: len(node.openings) == 1)
         call.cancel()
-        await _until(node, lambda: any(order.WhichOneof("order") == "cancel" for order in node.orders))
+        await node.until(lambda: any(order.WhichOneof("order") == "cancel" for order in node.orders))
         await session.close()
 
 
@@ -111,7 +111,7 @@ async def test_a_lost_caller_lets_the_function_finish() -> None:
     async with asyncio.timeout(20), front(node, "f") as door:
         session = door.session()
         call = asyncio.create_task(session.invoke(opening("f"), b""))
-        await _until(node, lambda: len(node.openings) == 1)
+        await node.until(lambda: len(node.openings) == 1)
         await session.close()
         with pytest.raises(errors.UnavailableError) as raised:
             await call
@@ -134,7 +134,7 @@ async def test_a_lost_node_fails_its_calls_at_once_as_dispatched() -> None:
     async with asyncio.timeout(20), front(node, "f") as door:
         session = door.session()
         call = asyncio.create_task(session.invoke(opening("f"), b""))
-        await _until(node, lambda: len(node.openings) == 1)
+        await node.until(lambda: len(node.openings) == 1)
         await door.node_server.stop()
         _, end = await call
         error = from_frame(end.service_error)
@@ -161,7 +161,7 @@ async def test_a_call_over_the_account_s_concurrency_is_throttled_with_the_reaso
     async with asyncio.timeout(20), front(node, "f", limits=Limits(account_concurrency=1)) as door:
         session = door.session()
         first = asyncio.create_task(session.invoke(opening("f"), b""))
-        await _until(node, lambda: len(node.openings) == 1)
+        await node.until(lambda: len(node.openings) == 1)
         _, end = await session.invoke(opening("f"), b"")
         error = from_frame(end.service_error)
         assert isinstance(error, errors.ThrottledError)
@@ -177,7 +177,7 @@ async def test_a_call_that_waits_too_long_for_room_gets_no_capacity() -> None:
     async with asyncio.timeout(20), front(node, "f", limits=limits, memory_mib=128) as door:
         session = door.session()
         first = asyncio.create_task(session.invoke(opening("f"), b""))
-        await _until(node, lambda: len(node.openings) == 1)
+        await node.until(lambda: len(node.openings) == 1)
         _, end = await session.invoke(opening("f"), b"")
         assert isinstance(from_frame(end.service_error), errors.NoCapacityError)
         first.cancel()
@@ -202,7 +202,7 @@ async def test_a_reader_that_stops_leaves_early_and_cancels() -> None:
         items = session.stream(opening("f", streaming=True), b"")
         assert await anext(items) == bytes(65_536)
         await items.aclose()  # type: ignore[attr-defined]  # an async generator
-        await _until(node, lambda: any(order.WhichOneof("order") == "cancel" for order in node.orders))
+        await node.until(lambda: any(order.WhichOneof("order") == "cancel" for order in node.orders))
         await session.close()
 
 
@@ -246,11 +246,3 @@ async def test_a_session_without_the_token_is_refused() -> None:
         with pytest.raises(errors.UnauthenticatedError):
             await session.invoke(opening("f"), b"")
         await session.close()
-
-
-async def _until(node: Node, fact: object) -> None:
-    """Wait until something that the node has seen makes the fact true."""
-    assert callable(fact)
-    while not fact():
-        node.changed.clear()
-        await node.changed.wait()

@@ -12,7 +12,7 @@ from lambent_common import keys
 from lambent_common.etcd import Changes, Delete, EtcdClient, KeyValue, Put, Snapshot
 from lambent_common.records import decode, encode
 from lambent_scheduler.nodes.diff import Changed, Joined, Lost, after, node_events
-from lambent_scheduler.nodes.watcher import watch_health, watch_nodes
+from lambent_scheduler.nodes.watcher import watch_nodes
 
 _IDS = ("n1", "n2", "n3")
 
@@ -113,19 +113,4 @@ async def test_a_listener_hears_of_nodes_and_bad_records_do_no_harm(client: Etcd
         assert [await listener.told.get() for _ in range(2)] == [("gone", "n1", False), ("seen", "n1", False)]
         await client.revoke_lease(lease_id)
         assert await listener.told.get() == ("gone", "n1", False)
-        watching.cancel()
-
-
-async def test_health_is_heard_now_and_on_each_change(client: EtcdClient) -> None:
-    """What a node has reserved is known before its stream says more."""
-    told: asyncio.Queue[tuple[str, int]] = asyncio.Queue()
-    await client.put(keys.health("n1"), encode(record_pb2.NodeHealthRecord(environments=1)))
-    async with asyncio.timeout(20), asyncio.TaskGroup() as group:
-        watching = group.create_task(
-            watch_health(client, lambda node_id, health: told.put_nowait((node_id, health.environments)))
-        )
-        assert await told.get() == ("n1", 1)
-        await client.put(keys.health("n1"), b"{")
-        await client.put(keys.health("n1"), encode(record_pb2.NodeHealthRecord(environments=2)))
-        assert await told.get() == ("n1", 2)
         watching.cancel()

@@ -19,13 +19,12 @@ class Start(NamedTuple):
 class Stop(NamedTuple):
     """Order the end of an environment. Its memory stays reserved until `Dispatcher.stopped`.
 
-    `reason` is "idle", "evicted", "shutdown" (its node drains), "superseded" or "deleted". `drain` is False: the
-    dispatcher stops what serves nothing.
+    `reason` is "idle", "evicted", "shutdown" (its node drains), "superseded", "deleted" or "exited" (it takes
+    no calls).
     """
 
     environment: Environment
     reason: str
-    drain: bool
 
 
 class Bind(NamedTuple):

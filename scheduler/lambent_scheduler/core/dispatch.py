@@ -4,25 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lambent.errors import DeadlineExceededError, NoCapacityError, NodeLostError, ServiceError, UnavailableError
-from lambent_scheduler.core.actions import Bind, Fail
-from lambent_scheduler.core.concurrency import counts_of, throttle
+from lambent.errors import NodeLostError, ServiceError, UnavailableError
+from lambent_scheduler.core.actions import Bind
+from lambent_scheduler.core.call_book import CallBook
 from lambent_scheduler.core.environments import Phase
-from lambent_scheduler.core.fleet import Fleet
-from lambent_scheduler.core.placement import NodeTable
 from lambent_scheduler.core.refusals import Refusals
-from lambent_scheduler.core.scaling import Scaler
-from lambent_scheduler.core.waiting import WaitingRoom
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
     from lambent_scheduler.core.actions import Action
     from lambent_scheduler.core.call import Call
-    from lambent_scheduler.core.concurrency import FunctionCounts, FunctionState
     from lambent_scheduler.core.environments import Environment
     from lambent_scheduler.core.limits import Limits
     from lambent_scheduler.core.nodes import NodeState
+    from lambent_scheduler.core.placement import NodeTable
     from lambent_scheduler.core.version import VersionKey
     from lambent_scheduler.core.version_state import VersionState
 
@@ -31,7 +27,7 @@ _IDLE = Phase.IDLE
 _BUSY = Phase.BUSY
 
 
-class Dispatcher:
+class Dispatcher(CallBook):
     """Admits calls, places environments, and brings both together.
 
     Pure: no clock, no I/O; one writer. Every method may append to `actions`; the shell carries them out in order, after
@@ -43,31 +39,14 @@ class Dispatcher:
         limits: The bounds to keep.
         seed: Makes ids and samples. Ids are unique only as far as seeds are: give 128 random bits.
 
-    Attributes:
-        actions: What the shell has to do.
-        invocations: Calls admitted since the start, throttled and refused ones not counted.
-        throttles: Calls refused by a concurrency limit.
-        refusals: Calls refused for want of capacity when they came.
-        cold_starts: Calls that were the first of their environment.
-        in_flight: Calls that run or wait.
+    Its counts are attributes: see `CallBook`.
     """
 
     def __init__(self, limits: Limits, seed: int) -> None:
-        self.actions: list[Action] = []
-        self.invocations = 0
-        self.throttles = 0
-        self.refusals = 0
-        self.cold_starts = 0
-        self.in_flight = 0
-        self._limits = limits
-        self._account_concurrency = limits.account_concurrency
-        self._nodes = NodeTable(limits.cpu_overcommit, limits.disk_overcommit)
-        self._fleet = Fleet(self._nodes, seed)
+        super().__init__(limits, seed)
         self._versions = self._fleet.versions
         self._idle_members = self._fleet.idle.members
-        self._waiting = WaitingRoom(limits)
         self._refusals = Refusals(limits.refusal_backoff_s)
-        self._scaler = Scaler(self._fleet, limits, self.actions)
 
     def take_actions(self) -> list[Action]:
         """Give the actions so far, and forget them."""
@@ -169,6 +148,40 @@ class Dispatcher:
             self._scaler.room_changed()
         return None
 
+    def returned(self, environment: Environment, now: float) -> bool:  # noqa: ARG002 - every event has its time
+        """A BUSY environment would not take the call that it was bound to: it is ending, and its node says so later.
+
+        The environment is ordered to stop, and the call is served next of all that wait for its version.
+
+        Returns:
+            True when the call goes on. False when it has come back `Limits.start_attempts` times: it has ended here,
+            and no action follows for it; or when the environment serves nothing.
+        """
+        call = environment.call
+        if environment.phase is not _BUSY or call is None:
+            return False
+        version = environment.version
+        environment.call = call.environment = None
+        self._scaler.stop(environment, "exited")
+        call.failed_starts += 1
+        goes_on = call.failed_starts < self._limits.start_attempts
+        if not goes_on:
+            self._end(call, version.function)
+        else:
+            self._waiting.add_first(call, version)
+            if version.idle:
+                other = self._fleet.take_idle(version)
+                self.actions.append(Bind(self._bind_oldest(other), other))
+        self._share_room(version)
+        return goes_on
+
+    def close(self, error: ServiceError) -> None:
+        """End every call that waits; those that run go on."""
+        for version in [version for version in self._versions.values() if version.waiting]:
+            self._fail_waiting(version, error)
+            self._scaler.demand_changed(version)
+            self._fleet.forget_unused(version)
+
     def cancel(self, call: Call, now: float) -> bool:  # noqa: ARG002 - every event has its time, used or not
         """Take a call out of the queue.
 
@@ -223,29 +236,6 @@ class Dispatcher:
         self._share_room(version)
         self._fleet.forget_unused(version)
 
-    def adopt(self, environment: Environment, busy: bool, now: float) -> bool:
-        """Take an environment that a node reports, made by an earlier scheduler.
-
-        Args:
-            environment: New, with the id that the node says.
-            busy: True when it serves a call of nobody here; `ready` or `finished` tells when that is over.
-            now: See the class.
-
-        Returns:
-            True when it is taken, or was known; False when its node is not known.
-        """
-        if environment.environment_id in self._fleet.environments:
-            return True
-        node = self._nodes.get(environment.node_id)
-        if node is None:
-            return False
-        self._fleet.adopt(environment, node, now)
-        # What it served before counts for nothing here, but it is not a cold start.
-        environment.served = 1
-        if not busy:
-            self._serve_or_rest(environment, now)
-        return True
-
     def retire_function(
         self,
         account: str,
@@ -289,9 +279,11 @@ class Dispatcher:
         capacity: Mapping[str, int],
         labels: Mapping[str, str],
         runtimes: Collection[str],
-        now: float,  # noqa: ARG002 - every event has its time, used or not
+        now: float,
         *,
         draining: bool = False,
+        held: Sequence[tuple[Environment, bool]] = (),
+        reserved: Mapping[str, int] | None = None,
     ) -> None:
         """A node takes orders from now on. For a known node: it is described anew, and its environments stay.
 
@@ -303,10 +295,24 @@ class Dispatcher:
             runtimes: For example "python3.11".
             now: See the class.
             draining: True when it takes no new environments.
+            held: Environments that it has from an earlier scheduler, new here, with the ids that the node says; and
+                whether each serves a call of nobody here, of which `ready` tells the end.
+            reserved: NodeStatus.reserved. None: what `held` reserves, or as before.
         """
         node = self._nodes.join(node_id, capacity, labels, runtimes, draining=draining)
         if draining:
             self._empty(node)
+        # All have their memory before anybody who waits is given what is left.
+        held = [pair for pair in held if pair[0].environment_id not in self._fleet.environments]
+        for environment, _ in held:
+            self._fleet.adopt(environment, node, now)
+            # What it served before counts for nothing here, but it is not a cold start.
+            environment.served = 1
+        if reserved is not None:
+            self._nodes.set_foreign(node, reserved)
+        for environment, is_busy in held:
+            if not is_busy:
+                self._serve_or_rest(environment, now)
         self._scaler.node_settled(node)
         self._scaler.room_changed()
 
@@ -358,10 +364,7 @@ class Dispatcher:
 
     def tick(self, now: float) -> None:
         """Time has passed: end what has waited or idled long enough. To be called at `next_deadline` or soon after."""
-        for call in self._waiting.expired(now):
-            version = self._versions[call.spec.key]
-            self.actions.append(Fail(call, self._expiry_error(call, version, now)))
-            self._end_waiting(call, version)
+        self._expire_waiting(now)
         while (environment := self._fleet.idle.first()) is not None and self._idle_end(environment) <= now:
             self._scaler.stop(environment, "idle")
         if self._refusals.forget_past(now):
@@ -380,16 +383,6 @@ class Dispatcher:
     # Questions.
 
     @property
-    def waiting_calls(self) -> int:
-        """Calls that wait for an environment."""
-        return self._waiting.calls
-
-    @property
-    def waiting_bytes(self) -> int:
-        """Payload bytes of the calls that wait."""
-        return self._waiting.payload_bytes
-
-    @property
     def environment_count(self) -> int:
         """Environments ordered and not gone, planned ones included."""
         return len(self._fleet.environments)
@@ -399,126 +392,10 @@ class Dispatcher:
         """The nodes and what is reserved on them; to be read."""
         return self._nodes
 
-    def environment(self, environment_id: str) -> Environment | None:
-        """Give an environment by its id."""
-        return self._fleet.environments.get(environment_id)
-
-    def environments_on(self, node_id: str) -> list[Environment]:
-        """Give the environments that a node holds or was ordered to make."""
-        node = self._nodes.get(node_id)
-        if node is None:
-            return []
-        return [environment for environment in node.environments.values() if environment.phase is not Phase.PLANNED]
-
-    def function_counts(self) -> Iterator[FunctionCounts]:
-        """Give the figures of each function seen."""
-        return map(counts_of, self._fleet.functions.values())
-
     # Inside.
-
-    def _refuse_throttled(self, version: VersionState, account_reserved: int) -> None:
-        function = version.function
-        error = throttle(function, self._account_concurrency, account_reserved)
-        assert error is not None
-        self.throttles += 1
-        function.throttles += 1
-        self._fleet.forget_unused(version)
-        raise error
-
-    def _admit_waiting(self, call: Call, version: VersionState) -> None:
-        function = version.function
-        error = self._waiting.refusal(call, function) or self._impossible(version)
-        if error is not None:
-            self.refusals += 1
-            self._fleet.forget_unused(version)
-            raise error
-        function.in_flight += 1
-        function.account.in_flight += 1
-        if function.reserved is None:
-            function.account.unreserved += 1
-        self.in_flight += 1
-        self.invocations += 1
-        function.invocations += 1
-        self._waiting.add(call, version)
-        self._scaler.demand_changed(version)
-
-    def _impossible(self, version: VersionState) -> NoCapacityError | None:
-        """Give the refusal of what no node could hold were it empty. A cluster without nodes may get some soon."""
-        request = version.request
-        largest_mib = self._nodes.pool(request.shape).largest_possible_mib()
-        if largest_mib >= request.memory_mib or not len(self._nodes):
-            return None
-        name, memory_mib, disk_mib = version.spec.function_name, request.memory_mib, request.shape.disk_mib
-        if largest_mib:
-            return NoCapacityError(
-                f"function {name} needs {memory_mib} MiB and the largest node has room for {largest_mib} MiB"
-            )
-        return NoCapacityError(
-            f"no node takes environments with runtime {request.shape.runtime} and {disk_mib} MiB of /tmp, "
-            f"as function {name} needs: {self._why(version)}"
-        )
-
-    def _why(self, version: VersionState) -> str:
-        rejected = self._nodes.rejections(version.request)
-        reasons = ", ".join(f"{count} for {reason}" for reason, count in rejected.rejections.items())
-        return f"{rejected.nodes} nodes, rejected {reasons or 'none'}"
-
-    def _expiry_error(self, call: Call, version: VersionState, now: float) -> ServiceError:
-        waited_s = now - call.arrived
-        if call.deadline <= now:
-            return DeadlineExceededError(f"the caller's time ran out after {waited_s:.3f} s in the queue")
-        return NoCapacityError(
-            f"no environment for {version.spec.memory_mib} MiB came free within {waited_s:.1f} s: {self._why(version)}"
-        )
 
     def _idle_end(self, environment: Environment) -> float:
         return environment.last_used + self._limits.keep_alive_s
-
-    def _count_cold_start(self, function: FunctionState) -> None:
-        self.cold_starts += 1
-        function.cold_starts += 1
-
-    def _end(self, call: Call, function: FunctionState) -> None:
-        call.environment = None
-        self.in_flight -= 1
-        function.release()
-
-    def _end_waiting(self, call: Call, version: VersionState) -> None:
-        self._waiting.remove(call, version)
-        self._end(call, version.function)
-        self._scaler.demand_changed(version)
-        self._fleet.forget_unused(version)
-
-    def _fail_running(self, environment: Environment, error: ServiceError) -> None:
-        call = environment.call
-        assert call is not None
-        environment.call = None
-        error.dispatched = True
-        self._end(call, environment.version.function)
-        self.actions.append(Fail(call, error))
-
-    def _charge(self, version: VersionState, error: ServiceError) -> None:
-        """A start failed: somebody must bear it, or a version that cannot start would be started for ever."""
-        if not version.waiting:
-            return
-        call = next(iter(version.waiting))
-        call.failed_starts += 1
-        if call.failed_starts >= self._limits.start_attempts:
-            self._waiting.remove(call, version)
-            self._end(call, version.function)
-            self.actions.append(Fail(call, error))
-
-    def _bind_oldest(self, environment: Environment) -> Call:
-        version = environment.version
-        call = self._waiting.take(version)
-        environment.phase = _BUSY
-        environment.call = call
-        call.environment = environment
-        environment.served += 1
-        if environment.served == 1:
-            self._count_cold_start(version.function)
-        self._scaler.demand_changed(version)
-        return call
 
     def _serve_or_rest(self, environment: Environment, now: float) -> None:
         call = self._next_call(environment, now)
@@ -555,10 +432,8 @@ class Dispatcher:
 
     def _retire(self, version: VersionState, reason: str, error: ServiceError | None) -> None:
         version.retired = reason
-        while error is not None and version.waiting:
-            call = self._waiting.take(version)
-            self._end(call, version.function)
-            self.actions.append(Fail(call, error))
+        if error is not None:
+            self._fail_waiting(version, error)
         self._scaler.demand_changed(version)
         for environment in list(version.idle):
             self._scaler.stop(environment, reason)

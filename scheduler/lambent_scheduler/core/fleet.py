@@ -117,6 +117,14 @@ class Fleet:
         if environment not in node.idle_order.members:
             node.idle_order.add(environment)
 
+    def take_idle(self, version: VersionState) -> Environment:
+        """Take the idle environment of a version that was used last; there must be one. BUSY from now on."""
+        environment, _ = version.idle.popitem()
+        environment.phase = Phase.BUSY
+        environment.node.idle.subtract(environment.spec)
+        self.nodes.reclaim_changed(environment.node)
+        return environment
+
     def set_ready(self, environment: Environment, now: float) -> None:
         """A STARTING environment can serve: BUSY until it is bound or set idle."""
         environment.version.starting -= 1

@@ -15,8 +15,8 @@ class Limits:
         account_concurrency: Invocations of one account that run or wait at once. AWS Lambda quotas: 1,000.
         keep_alive_s: An environment that served nothing for so long is stopped. AWS keeps 5 to 15 minutes.
         max_queue_wait_s: Longest wait for an environment. Past it the caller does better to go elsewhere.
-        waiting_calls_per_function: One function's backlog; no more than an account may have in flight anyway.
-        waiting_calls: Backlog of the scheduler: ten accounts at their limit.
+        waiting_calls_per_function: One function's backlog: what an account may have in flight unless told otherwise.
+        waiting_calls: Backlog of the scheduler: ten accounts at that limit.
         waiting_bytes_per_function: Payloads kept for one function: ten of the largest (6 MiB).
         waiting_bytes: Payloads kept in all, so that a backlog cannot cost more memory than a small machine has.
         cpu_overcommit: Share of CPU that environments may hold, as a multiple of the node's cores. An idle environment
@@ -24,7 +24,7 @@ class Limits:
             a core where AWS counts 1,769 MB, and most environments are idle: 16 makes memory the usual bound.
         disk_overcommit: The same for `/tmp`, of which most functions use nothing.
         refusal_backoff_s: How long a node that refused or failed a version is left alone by that version. Its status
-            arrives within a second, and then the table knows what the node knows.
+            arrives within a second, and then the table knows what the node has reserved for others.
         start_attempts: Starts that may fail before a waiting call fails with them. More than one, since one node may
             be sick; few, since a broken package fails everywhere.
         fair_wait_s: A function that has waited so long for memory takes it from busy ones; also the shortest time that

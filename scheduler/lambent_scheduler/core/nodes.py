@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
-from lambent_scheduler.core.environments import idle_since
+from lambent_scheduler.core.environments import Phase, idle_since
 from lambent_scheduler.core.heaps import LazyHeap
 from lambent_scheduler.core.version import MEMORY_MIB_PER_CPU
 
@@ -159,6 +159,16 @@ class NodeState:
             or free.cpu_millis + stopping.cpu_millis < 0
             or free.disk_mib + stopping.disk_mib < 0
         )
+
+    def ordered(self) -> tuple[Resources, Resources]:
+        """Give what environments reserve that exist for sure, and what those do that are starting or stopping."""
+        settled, unsettled = Resources(), Resources()
+        for environment in self.environments.values():
+            if environment.phase in (Phase.IDLE, Phase.BUSY):
+                settled.add(environment.spec)
+            elif environment.phase is not Phase.PLANNED:
+                unsettled.add(environment.spec)
+        return settled, unsettled
 
     def fits_now(self, spec: VersionSpec) -> bool:
         """Tell whether a planned environment can be ordered without exceeding the node."""

@@ -162,13 +162,19 @@ class NodeTable:
         self._update_pools(node)
 
     def set_foreign(self, node: NodeState, reserved: Mapping[str, int]) -> None:
-        """Take a node's own word on what is reserved: what exceeds our part belongs to other schedulers."""
-        ours = node.reserved
-        node.foreign = Resources(
-            max(0, reserved.get("memory_mib", 0) - ours.memory_mib),
-            max(0, reserved.get("cpu_millis", 0) - ours.cpu_millis),
-            max(0, reserved.get("disk_mib", 0) - ours.disk_mib),
-        )
+        """Take a node's own word on what is reserved: what exceeds our part belongs to other schedulers.
+
+        Whether the word was given before or after an environment began or ended that is about to, nobody knows. That
+        leaves a range, and what was known before stands as long as it is in it: a start or a stop under way is not
+        taken for somebody else's.
+        """
+        settled, unsettled = node.ordered()
+
+        def others(name: str) -> int:
+            most = reserved.get(name, 0) - int(getattr(settled, name))
+            return max(0, most - int(getattr(unsettled, name)), min(most, int(getattr(node.foreign, name))))
+
+        node.foreign = Resources(others("memory_mib"), others("cpu_millis"), others("disk_mib"))
         self._changed(node)
 
     def _count(self, node: NodeState, sign: int) -> None:

@@ -93,7 +93,7 @@ class Scaler:
     def stop(self, environment: Environment, reason: str) -> None:
         """Order the end of an environment that serves nothing."""
         self._fleet.stop(environment)
-        self._actions.append(Stop(environment, reason, drain=False))
+        self._actions.append(Stop(environment, reason))
 
     def make_way(self, environment: Environment, now: float) -> bool:
         """Stop an environment whose call has just ended, if another function has a better right to its memory.

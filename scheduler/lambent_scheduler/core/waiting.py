@@ -62,6 +62,11 @@ class WaitingRoom:
         self.payload_bytes += call.payload_bytes
         self._by_expiry.add(call)
 
+    def add_first(self, call: Call, version: VersionState) -> None:
+        """Let a call wait before all others, since it had its turn. No bound refuses it: it was admitted already."""
+        self.add(call, version)
+        version.waiting.move_to_end(call, last=False)
+
     def remove(self, call: Call, version: VersionState) -> None:
         """Take a call out, whether it is served or has given up."""
         function = version.function

@@ -200,13 +200,18 @@ def serving(record: record_pb2.FunctionRecord) -> function_pb2.Function:
     return record.serving if record.HasField("serving") else record.function
 
 
+def is_invocable(function: function_pb2.Function) -> bool:
+    """Tell whether a version is ACTIVE."""
+    return function.state == _ACTIVE
+
+
 def require_invocable(function: function_pb2.Function) -> None:
     """Refuse the invocation of what is not ACTIVE.
 
     Raises:
         ResourceConflictError: It is not.
     """
-    if function.state != _ACTIVE:
+    if not is_invocable(function):
         raise _wrong_state(function)
 
 

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import base64
 import binascii
+from typing import TYPE_CHECKING, TypeVar
 
 from lambent.errors import InvalidParameterError
+from lambent.framing import MAX_MESSAGE_BYTES
 from lambent_scheduler.functions.violations import Violations
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from google.protobuf.message import Message
 
 # AWS Lambda: at most 10,000 may be asked for, and a page has 50 whatever is asked for. Ours may have more.
 DEFAULT_PAGE_SIZE = 50
 MOST_PAGE_SIZE = 10_000
+# A quarter of what a message may hold: the items that are over it go to the next page.
+_PAGE_BYTES = MAX_MESSAGE_BYTES // 4
 _TOKEN_VERSION = b"1:"
+
+MessageT = TypeVar("MessageT", bound="Message")
 
 
 def page_size(asked: int) -> int:
@@ -24,6 +35,18 @@ def page_size(asked: int) -> int:
     violations.range("maxItems", asked, 0, MOST_PAGE_SIZE)
     violations.raise_any()
     return asked or DEFAULT_PAGE_SIZE
+
+
+def fill(messages: Iterable[MessageT], size: int) -> tuple[list[MessageT], bool]:
+    """Take a page from messages in order: up to `size`, and up to 4 MiB or one; tell whether there are more."""
+    page: list[MessageT] = []
+    room = _PAGE_BYTES
+    for message in messages:
+        room -= message.ByteSize()
+        if page and (len(page) == size or room < 0):
+            return page, True
+        page.append(message)
+    return page, False
 
 
 def token_after(last: str) -> str:

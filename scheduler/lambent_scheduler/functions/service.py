@@ -125,9 +125,10 @@ class FunctionServicer(function_pb2_grpc.FunctionServiceServicer):
         account = self._naming.account(request.account)
         size = paging.page_size(request.page_size)
         found = self._table.functions(account, after=paging.read_token(request.page_token), count=size + 1)
+        shown = (self._shown(FunctionId(account, function.function_name), function) for function in found)
+        page, more = paging.fill(shown, size)
         return function_pb2.ListFunctionsResponse(
-            functions=[self._shown(FunctionId(account, function.function_name), function) for function in found[:size]],
-            next_page_token=paging.token_after(found[size - 1].function_name) if len(found) > size else "",
+            functions=page, next_page_token=paging.token_after(page[-1].function_name) if more else ""
         )
 
     async def UpdateFunctionCode(
@@ -217,10 +218,10 @@ class FunctionServicer(function_pb2_grpc.FunctionServiceServicer):
         records = (await self._repository.load(function)).require(self._naming.arn(function))
         versions = [(0, records.latest.function)]
         versions += [(number, record.function) for number, record in sorted(records.versions.items())]
-        found = [item for item in versions if item[0] > after][: size + 1]
+        found = [item for item in versions if item[0] > after]
+        page, more = paging.fill((self._shown(function, version, version=True) for _, version in found), size)
         return function_pb2.ListVersionsByFunctionResponse(
-            versions=[self._shown(function, version, version=True) for _, version in found[:size]],
-            next_page_token=paging.token_after(str(found[size - 1][0])) if len(found) > size else "",
+            versions=page, next_page_token=paging.token_after(str(found[len(page) - 1][0])) if more else ""
         )
 
     async def CreateAlias(
@@ -272,9 +273,9 @@ class FunctionServicer(function_pb2_grpc.FunctionServiceServicer):
             for name, record in sorted(records.aliases.items())
             if name > after and (not request.function_version or aliases.uses(record.alias, request.function_version))
         ]
+        page, more = paging.fill((self._shown_alias(function, record) for record in found), size)
         return function_pb2.ListAliasesResponse(
-            aliases=[self._shown_alias(function, record) for record in found[:size]],
-            next_page_token=paging.token_after(found[size - 1].alias.name) if len(found) > size else "",
+            aliases=page, next_page_token=paging.token_after(page[-1].name) if more else ""
         )
 
     async def UpdateAlias(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from lambent.errors import AliasNotFoundError, UnavailableError
+from lambent.errors import AliasNotFoundError, InternalError, ServiceError, UnavailableError
 from lambent.v1 import record_pb2
 from lambent_common import keys, records
 from lambent_common.etcd import Changes, Delete, Put, Snapshot
@@ -30,18 +30,40 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 
+# Records read at a stretch: some 25 ms.
+_RECORDS_AT_ONCE = 100
+# Ways of naming one function that are remembered: more than its versions and aliases in use. Past it they are all
+# forgotten and found again, since callers could think of ever more.
+_NAMES_REMEMBERED = 1_024
+
+
 @dataclass(frozen=True, slots=True)
-class _Target:
-    """What a name and qualifier lead to: one version, or a second one with a probability."""
+class Target:
+    """What a name and qualifier lead to: one version, or a second one with a probability.
+
+    Attributes:
+        primary: The version.
+        invoked_arn: ARN of the function, with the qualifier if one was given.
+        other: The second version of an alias.
+        weight: Probability of the second one.
+    """
 
     primary: VersionSpec
+    invoked_arn: str
     other: VersionSpec | None = None
     weight: float = 0.0
+
+    def drawn(self, draw: float) -> VersionSpec:
+        """Give the version that a random number in [0, 1) decides on."""
+        return self.other if self.other is not None and draw < self.weight else self.primary
 
 
 @dataclass(slots=True)
 class _Entry:
-    """One function. `specs` keeps one object per revision; `cached` lists the keys of `_targets` that lead here."""
+    """One function. `specs` keeps one object per revision; `cached` lists the keys of `_targets` that lead here.
+
+    `unreadable` lists the keys whose last value is no record; what they held before stands.
+    """
 
     latest: record_pb2.FunctionRecord | None = None
     versions: dict[str, record_pb2.VersionRecord] = field(default_factory=dict)
@@ -49,9 +71,11 @@ class _Entry:
     reserved: int | None = None
     specs: dict[str, VersionSpec] = field(default_factory=dict)
     cached: list[tuple[str, str, str]] = field(default_factory=list)
+    unreadable: set[str] = field(default_factory=set)
 
     def is_empty(self) -> bool:
-        return self.latest is None and not self.versions and not self.aliases and self.reserved is None
+        held = self.versions or self.aliases or self.unreadable
+        return self.latest is None and not held and self.reserved is None
 
 
 class FunctionTable:
@@ -61,7 +85,7 @@ class FunctionTable:
         self._naming = naming
         self._entries: dict[FunctionId, _Entry] = {}
         self._names: dict[str, list[str]] = {}
-        self._targets: dict[tuple[str, str, str], _Target] = {}
+        self._targets: dict[tuple[str, str, str], Target] = {}
         self._reserved: dict[tuple[str, str], int] = {}
         self._account_reserved: dict[str, int] = {}
         self._mod_revisions: dict[str, int] = {}
@@ -73,6 +97,11 @@ class FunctionTable:
     async def follow(self, etcd: EtcdClient) -> None:
         """Keep the table current, for ever."""
         async for batch in etcd.watch(keys.ACCOUNTS):
+            if not self._ready.is_set() and isinstance(batch, Snapshot):
+                # Nobody asks yet, so that a part may be seen; and whoever stops the process is to be heard meanwhile.
+                for first in range(0, len(batch.items), _RECORDS_AT_ONCE):
+                    self._take_in([Put(item) for item in batch.items[first : first + _RECORDS_AT_ONCE]])
+                    await asyncio.sleep(0)
             self.apply(batch)
 
     async def wait_until_ready(self) -> None:
@@ -103,27 +132,23 @@ class FunctionTable:
         """Have `callback(account, function_name)` called after each change of what belongs to a function."""
         self._callbacks.append(callback)
 
-    def resolve(self, account: str, function_name: str, qualifier: str, draw: float) -> VersionSpec:
-        """Give the version that an invocation runs: the same object for the same revision, every time.
+    def find(self, account: str, function_name: str, qualifier: str) -> Target:
+        """Give what an invocation runs: the same version object for the same revision, every time.
 
         Args:
             account: Empty means the default one.
             function_name: Name or ARN, qualified or not.
             qualifier: Version, alias or empty.
-            draw: Random number in [0, 1), which decides between the versions of an alias.
 
         Raises:
             FunctionNotFoundError: No such function or version.
             AliasNotFoundError: No such alias.
             ResourceConflictError: The version is not ACTIVE.
+            InternalError: The function's record cannot be read.
             InvalidParameterError, ResourceNotFoundError, PermissionDeniedError: See `Naming.read`.
         """
         target = self._targets.get((account, function_name, qualifier))
-        if target is None:
-            target = self._find(account, function_name, qualifier)
-        if target.other is not None and draw < target.weight:
-            return target.other
-        return target.primary
+        return self._find(account, function_name, qualifier) if target is None else target
 
     def reserved(self, account: str, function_name: str) -> int | None:
         """Give the reserved concurrency of a function, by its plain name; None when none is reserved."""
@@ -172,22 +197,28 @@ class FunctionTable:
 
     def current(self, account: str, function_name: str, version: str, revision_id: str) -> VersionSpec | None:
         """Give a version if it is still of this revision: what a warm environment of it may serve."""
-        if (account, function_name, version, revision_id) not in self.current_keys(account, function_name):
+        entry = self._entries.get(FunctionId(account, function_name))
+        if entry is None or (found := _version_of(entry, version)) is None:
             return None
-        return self.resolve(account, function_name, version, 0.0)
+        if found.revision_id != revision_id or not model.is_invocable(found):
+            return None
+        return self._spec(FunctionId(account, function_name), entry, version)
 
     def apply(self, batch: Snapshot | Changes) -> None:
         """Take in what the watch says."""
+        self._take_in(self._as_events(batch))
+        self._revision = max(self._revision, batch.revision)
+        self._ready.set()
+        self._wake()
+
+    def _take_in(self, events: Iterable[Put | Delete]) -> None:
         changed: dict[FunctionId, None] = {}
-        for event in self._as_events(batch):
+        for event in events:
             function = self._put(event.item) if isinstance(event, Put) else self._delete(event.key)
             if function is not None:
                 changed[function] = None
         for function in changed:
             self._refresh(function)
-        self._revision = max(self._revision, batch.revision)
-        self._ready.set()
-        self._wake()
         for function in changed:
             for callback in self._callbacks:
                 callback(function.account, function.name)
@@ -203,28 +234,45 @@ class FunctionTable:
 
     def _put(self, item: KeyValue) -> FunctionId | None:
         self._mod_revisions[item.key] = item.mod_revision
-        match record_keys.parse(item.key):
+        function = _function_of(item.key)
+        try:
+            self._take(item)
+        except InternalError as error:
+            # A person may have written it: the other functions are not to suffer for it.
+            log.error("record_unreadable", key=item.key, error=error.message)  # noqa: TRY400, the message says it all
+            if function is not None:
+                self._entry(function.account, function.name).unreadable.add(item.key)
+        else:
+            if function is not None:
+                self._entry(function.account, function.name).unreadable.discard(item.key)
+        return function
+
+    def _take(self, item: KeyValue) -> None:
+        """Take in a record. Raises InternalError, and changes nothing, when it cannot be read."""
+        key, value = item.key, item.value
+        match record_keys.parse(key):
             case record_keys.LatestKey(account, name):
-                entry = self._entry(account, name)
-                entry.latest = records.decode(item.value, record_pb2.FunctionRecord)
+                latest = records.decode(value, record_pb2.FunctionRecord, key=key)
+                self._entry(account, name).latest = latest
             case record_keys.VersionKey(account, name, number):
-                entry = self._entry(account, name)
-                entry.versions[str(number)] = records.decode(item.value, record_pb2.VersionRecord)
+                version = records.decode(value, record_pb2.VersionRecord, key=key)
+                self._entry(account, name).versions[str(number)] = version
             case record_keys.AliasKey(account, name, alias):
-                self._entry(account, name).aliases[alias] = records.decode(item.value, record_pb2.AliasRecord)
+                self._entry(account, name).aliases[alias] = records.decode(value, record_pb2.AliasRecord, key=key)
             case record_keys.ConcurrencyKey(account, name):
-                record = records.decode(item.value, record_pb2.ReservedConcurrencyRecord)
+                record = records.decode(value, record_pb2.ReservedConcurrencyRecord, key=key)
                 self._entry(account, name).reserved = record.reserved_concurrent_executions
             case record_keys.AccountReservedKey(account):
-                total = records.decode(item.value, record_pb2.AccountReservationRecord)
+                total = records.decode(value, record_pb2.AccountReservationRecord, key=key)
                 self._account_reserved[account] = total.reserved_concurrent_executions
-                return None
-            case _:
-                return None  # of a newer version of Lambent
-        return FunctionId(account, name)
+            case None:
+                pass  # of a newer version of Lambent
 
     def _delete(self, key: str) -> FunctionId | None:
         self._mod_revisions.pop(key, None)
+        function = _function_of(key)
+        if function is not None:
+            self._entry(function.account, function.name).unreadable.discard(key)
         match record_keys.parse(key):
             case record_keys.LatestKey(account, name):
                 self._entry(account, name).latest = None
@@ -236,10 +284,9 @@ class FunctionTable:
                 self._entry(account, name).reserved = None
             case record_keys.AccountReservedKey(account):
                 self._account_reserved.pop(account, None)
-                return None
-            case _:
-                return None
-        return FunctionId(account, name)
+            case None:
+                pass
+        return function
 
     def _entry(self, account: str, name: str) -> _Entry:
         return self._entries.setdefault(FunctionId(account, name), _Entry())
@@ -247,9 +294,7 @@ class FunctionTable:
     def _refresh(self, function: FunctionId) -> None:
         """Bring what is derived from an entry up to date."""
         entry = self._entries[function]
-        for key in entry.cached:
-            self._targets.pop(key, None)
-        entry.cached.clear()
+        self._forget_names(entry)
         names = self._names.setdefault(function.account, [])
         at = bisect.bisect_left(names, function.name)
         listed = at < len(names) and names[at] == function.name
@@ -277,33 +322,49 @@ class FunctionTable:
             elif not future.done():
                 future.set_result(None)
 
-    def _find(self, account: str, function_name: str, given_qualifier: str) -> _Target:
-        function, qualifier = self._naming.read(account, function_name, given_qualifier)
-        qualifier = qualifier or LATEST
+    def _find(self, account: str, function_name: str, given_qualifier: str) -> Target:
+        function, invoked_qualifier = self._naming.read(account, function_name, given_qualifier)
+        qualifier = invoked_qualifier or LATEST
+        invoked_arn = self._naming.arn(function, invoked_qualifier)
         entry = self._entries.get(function)
         if entry is None or entry.latest is None:
-            raise model.not_found(self._naming.arn(function, qualifier))
+            raise self._missing(function, entry, model.not_found(self._naming.arn(function, qualifier)))
         if qualifier == LATEST or is_version_number(qualifier):
-            target = _Target(self._spec(function, entry, qualifier))
+            target = Target(self._spec(function, entry, qualifier), invoked_arn)
         elif (record := entry.aliases.get(qualifier)) is not None:
-            target = self._alias_target(function, entry, record.alias)
+            target = self._alias_target(function, entry, record.alias, invoked_arn)
         else:
-            raise AliasNotFoundError(f"Function not found: {self._naming.arn(function, qualifier)}")
+            missing = AliasNotFoundError(f"Function not found: {self._naming.arn(function, qualifier)}")
+            raise self._missing(function, entry, missing)
+        if len(entry.cached) >= _NAMES_REMEMBERED:
+            self._forget_names(entry)
         key = (account, function_name, given_qualifier)
         self._targets[key] = target
         entry.cached.append(key)
         return target
 
-    def _alias_target(self, function: FunctionId, entry: _Entry, alias: function_pb2.Alias) -> _Target:
+    @staticmethod
+    def _missing(function: FunctionId, entry: _Entry | None, error: ServiceError) -> ServiceError:
+        """Give the error for something that is not there, or may be and cannot be read."""
+        if entry is None or not entry.unreadable:
+            return error
+        return InternalError(f"function {function.name}: no record can be read from {', '.join(entry.unreadable)}")
+
+    def _forget_names(self, entry: _Entry) -> None:
+        for key in entry.cached:
+            self._targets.pop(key, None)
+        entry.cached.clear()
+
+    def _alias_target(self, function: FunctionId, entry: _Entry, alias: function_pb2.Alias, invoked_arn: str) -> Target:
         primary = self._spec(function, entry, alias.function_version)
         for other, weight in alias.additional_version_weights.items():
-            return _Target(primary, self._spec(function, entry, other), weight)
-        return _Target(primary)
+            return Target(primary, invoked_arn, self._spec(function, entry, other), weight)
+        return Target(primary, invoked_arn)
 
     def _spec(self, function: FunctionId, entry: _Entry, version: str) -> VersionSpec:
         found = _version_of(entry, version)
         if found is None:
-            raise model.not_found(self._naming.arn(function, version))
+            raise self._missing(function, entry, model.not_found(self._naming.arn(function, version)))
         model.require_invocable(found)
         spec = entry.specs.get(version)
         if spec is None:
@@ -327,6 +388,15 @@ class FunctionTable:
             function_arn=self._naming.arn(function),
             partition=keys.partition_of(function.account, function.name),
         )
+
+
+def _function_of(key: str) -> FunctionId | None:
+    """Give the function that a key belongs to; None when it belongs to none."""
+    match record_keys.parse(key):
+        case None | record_keys.AccountReservedKey():
+            return None
+        case parsed:
+            return FunctionId(parsed.account, parsed.name)
 
 
 def _version_of(entry: _Entry, version: str) -> function_pb2.Function | None:

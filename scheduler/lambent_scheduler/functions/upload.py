@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import tempfile
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, TypeVar
 
 from lambent.errors import CodeTooLargeError, DeadlineExceededError, InvalidParameterError, ThrottledError
 from lambent_common import archive
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable
+    from collections.abc import AsyncIterable, Callable
 
     from lambent_common.packages import PackageInfo, PackageStore
 
@@ -26,6 +25,8 @@ _UPLOAD_TIMEOUT_S = 420.0
 _CHUNK_TIMEOUT_S = 30.0
 # Writes to disk are handed to a thread this much at a time.
 _WRITE_BYTES = 1024 * 1024
+
+_Argument = TypeVar("_Argument")
 
 
 class Uploads:
@@ -75,16 +76,23 @@ class Uploads:
         )
 
     async def _receive(self, chunks: AsyncIterable[bytes]) -> PackageInfo:
-        # Made and removed on the loop: a thread would go on after a cancellation and leave the file.
-        descriptor, name = tempfile.mkstemp(prefix="lambent-upload-", dir=self._directory)
-        path = Path(name)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                await _write_all(chunks, file)
-            await asyncio.to_thread(archive.check, path)
+        # The file has no name: nothing of it is left, however the process ends.
+        with tempfile.TemporaryFile(dir=self._directory) as file:
+            await _write_all(chunks, file)
+            file.flush()
+            path = Path(f"/proc/self/fd/{file.fileno()}")
+            await _in_thread(archive.check, path)
             return await self._packages.put(path)
-        finally:
-            os.unlink(name)
+
+
+async def _in_thread(function: Callable[[_Argument], object], argument: _Argument) -> None:
+    """Call a function in a thread. A cancellation waits for it: until then it uses its file, and a core."""
+    call = asyncio.ensure_future(asyncio.to_thread(function, argument))
+    try:
+        await asyncio.shield(call)
+    except asyncio.CancelledError:
+        await asyncio.gather(call, return_exceptions=True)
+        raise
 
 
 async def _write_all(chunks: AsyncIterable[bytes], file: IO[bytes]) -> None:
@@ -104,9 +112,9 @@ async def _write_all(chunks: AsyncIterable[bytes], file: IO[bytes]) -> None:
                 waiting += chunk
                 if len(waiting) >= _WRITE_BYTES:
                     block, waiting = waiting, bytearray()
-                    await asyncio.to_thread(file.write, block)
+                    await _in_thread(file.write, block)
     except TimeoutError as error:
         raise DeadlineExceededError("The code package did not arrive in time.") from error
     if not size_bytes:
         raise InvalidParameterError("Uploaded file must be a non-empty zip")
-    await asyncio.to_thread(file.write, waiting)
+    await _in_thread(file.write, waiting)

@@ -29,10 +29,14 @@ class RelayCollector(Collector):
         )
         yield CounterMetricFamily("lambent_throttles", "Calls refused by a concurrency limit", dispatcher.throttles)
         yield CounterMetricFamily(
+            "lambent_capacity_refusals", "Calls that found no room on any node in time", dispatcher.refusals
+        )
+        yield CounterMetricFamily(
             "lambent_cold_starts", "Invocations that were the first of their environment", dispatcher.cold_starts
         )
         yield GaugeMetricFamily("lambent_concurrent_executions", "Invocations running or waiting", dispatcher.in_flight)
         yield GaugeMetricFamily("lambent_waiting", "Calls that wait for an environment", dispatcher.waiting_calls)
+        yield GaugeMetricFamily("lambent_waiting_bytes", "Payloads of the calls that wait", dispatcher.waiting_bytes)
         yield GaugeMetricFamily(
             "lambent_environments", "Execution environments alive, in any phase", dispatcher.environment_count
         )

@@ -13,8 +13,6 @@ from lambent.v1 import frame_pb2, node_pb2
 from lambent_common.message_stream import MessageStream, MessageStreamError, connect
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from lambent_scheduler.invocation.relayed_call import RelayedCall
 
 log = structlog.get_logger()
@@ -44,6 +42,9 @@ class NodeEvents(Protocol):
     def environment_stopped(self, link: NodeLink, event: node_pb2.EnvironmentStopped) -> None:
         """An environment is gone or was refused."""
 
+    def status_changed(self, link: NodeLink) -> None:
+        """The node says anew what is in use: `link.status`."""
+
 
 class NodeLink:
     """Keeps one connection to a node for as long as the node is in the cluster.
@@ -53,7 +54,6 @@ class NodeLink:
         address: host:port of its agent.
         token: The cluster's token.
         scheduler_id: Identity of this scheduler.
-        epoch: Gives the epoch of a partition that this scheduler owns.
         events: Hears what the node says, on the event loop.
     """
 
@@ -64,14 +64,12 @@ class NodeLink:
         address: str,
         token: str,
         scheduler_id: str,
-        epoch: Callable[[int], int],
         events: NodeEvents,
     ) -> None:
         self.node_id = node_id
         self.address = address
-        self.epoch = epoch
         self.calls: dict[int, RelayedCall] = {}
-        self.writer: FrameWriter[node_pb2.NodeOrder] = FrameWriter(self._write)
+        self.writer: FrameWriter[node_pb2.NodeOrder] = FrameWriter(self._write, lambda: len(self.calls))
         self.status = node_pb2.NodeStatus()
         self.attached = False
         self._hello = node_pb2.Hello(scheduler_id=scheduler_id, token=token)
@@ -97,7 +95,7 @@ class NodeLink:
         reason = "the node closed the connection"
         try:
             self._stream = await connect(self.address, node_pb2.EventBatch.FromString, timeout_s=_ATTACH_TIMEOUT_S)
-            self.writer = FrameWriter(self._write)
+            self.writer = FrameWriter(self._write, lambda: len(self.calls))
             self.writer.send(node_pb2.NodeOrder(hello=self._hello))
             async with asyncio.TaskGroup() as halves:
                 writing = halves.create_task(self.writer.run())
@@ -107,6 +105,9 @@ class NodeLink:
             reason = str(_first(errors))
         except* TimeoutError:
             reason = f"{self.address} does not say Welcome within {_ATTACH_TIMEOUT_S:g} s"
+        except* Exception as errors:  # what one node brings about must not end the calls on the others
+            reason = "the scheduler failed on what the node said"
+            log.exception("node_link_failed", node_id=self.node_id, exc_info=errors)
         finally:
             if self._stream is not None:
                 self._stream.abort()
@@ -132,7 +133,7 @@ class NodeLink:
                     self._events.answer_ended(call, event.end)
             elif kind == "data":
                 if (call := self.calls.get(event.call_id)) is not None:
-                    call.reply.data(call, event.data.payload)
+                    call.answer_piece(event.data.payload)
             elif kind == "window":
                 if (call := self.calls.get(event.call_id)) is not None:
                     call.payload_granted(event.window.credit_bytes)
@@ -142,6 +143,7 @@ class NodeLink:
                 self._events.environment_stopped(self, event.environment_stopped)
             elif kind == "status":
                 self.status = event.status
+                self._events.status_changed(self)
             elif kind == "welcome":
                 self.attached = True
                 self.status = event.welcome.status

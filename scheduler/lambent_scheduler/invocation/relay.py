@@ -20,28 +20,30 @@ import structlog
 
 from lambent.errors import (
     CancelledError,
-    InvalidRequestContentError,
+    DeadlineExceededError,
+    FunctionNotFoundError,
     NodeLostError,
-    RequestTooLargeError,
     ServiceError,
     StaleEpochError,
     UnavailableError,
 )
-from lambent.framing import MAX_PIECE_BYTES
 from lambent.rpc_errors import to_frame
-from lambent.v1 import frame_pb2, node_pb2
-from lambent_scheduler.core.actions import Bind, Fail, Start, Stop
+from lambent.v1 import frame_pb2
+from lambent_common import keys
+from lambent_scheduler.core.actions import Action, Bind, Fail, Start, Stop
 from lambent_scheduler.core.call import Call
 from lambent_scheduler.core.environments import Environment
+from lambent_scheduler.functions.names import FunctionId
 from lambent_scheduler.invocation.node_link import NodeLink
-from lambent_scheduler.invocation.relayed_call import RelayedCall, Reply
+from lambent_scheduler.invocation.opening import LONGEST_WAIT_US, check_opening
+from lambent_scheduler.invocation.orders import invoke_order, start_order, stop_order
+from lambent_scheduler.invocation.relayed_call import GONE, EndOnly, RelayedCall, Reply
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lambent.v1 import invocation_pb2, record_pb2
+    from lambent.v1 import invocation_pb2, node_pb2, record_pb2
     from lambent_scheduler.core.dispatch import Dispatcher
-    from lambent_scheduler.core.version import VersionSpec
     from lambent_scheduler.functions.table import FunctionTable
 
 log = structlog.get_logger()
@@ -49,11 +51,15 @@ log = structlog.get_logger()
 _TICK_S = 0.1
 """How late a waiting call may learn that its time is up, and an idle environment that it is to stop."""
 
-_MAX_CLIENT_CONTEXT_BYTES = 3_583
-"""AWS Lambda, Invoke: X-Amz-Client-Context."""
+_LOOKS_EVERY_TICKS = 10
+"""How seldom the callers of running calls are looked at: once a second, at 0.1 microseconds a call."""
 
-_MAX_TRACEPARENT_CHARACTERS = 55
-"""W3C Trace Context, version 00."""
+_PAYLOAD_TIMEOUT_S = 60.0
+"""How long the rest of a payload may take, since an environment is held for it: 6 MiB at 1 Mbit/s."""
+
+_READER_TIMEOUT_S = 900.0
+"""How long a caller may take nothing of an answer that waits: as long as the longest invocation runs (AWS Lambda
+quotas). The environment is held meanwhile."""
 
 
 @dataclass(slots=True)
@@ -74,6 +80,8 @@ class Relay:
         epoch: Gives the epoch of a partition; raises StaleEpochError for one that this scheduler does not own.
         scheduler_id: Identity of this scheduler, told to nodes.
         token: The cluster's bearer token, for the nodes' doors.
+        payload_timeout_s: How long the rest of a payload may take.
+        reader_timeout_s: How long a caller may take nothing of an answer that waits for it.
     """
 
     def __init__(
@@ -84,6 +92,8 @@ class Relay:
         epoch: Callable[[int], int],
         scheduler_id: str,
         token: str,
+        payload_timeout_s: float = _PAYLOAD_TIMEOUT_S,
+        reader_timeout_s: float = _READER_TIMEOUT_S,
     ) -> None:
         self.dispatcher = dispatcher
         self.links: dict[str, NodeLink] = {}
@@ -92,49 +102,65 @@ class Relay:
         self._epoch = epoch
         self._scheduler_id = scheduler_id
         self._token = token
+        self._payload_timeout_s = payload_timeout_s
+        self._reader_timeout_s = reader_timeout_s
         self._records: dict[str, record_pb2.NodeRecord] = {}
         self._link_tasks: dict[str, asyncio.Task[None]] = {}
+        self._link_failure: BaseException | None = None
         self._draining = False
-        self._call_ended = asyncio.Event()
+        self._call_left = asyncio.Event()
         functions.on_change(self._function_changed)
 
     # ---- calls
 
-    def open(self, opening: invocation_pb2.InvocationOpen, reply: Reply) -> RelayedCall | None:
+    @property
+    def draining(self) -> bool:
+        """True once no new calls are taken."""
+        return self._draining
+
+    def open(
+        self, opening: invocation_pb2.InvocationOpen, reply: Reply, held_bytes: int | None = None
+    ) -> RelayedCall | None:
         """Admit a call. Its answer, or the reason why there is none, goes to `reply`.
+
+        Args:
+            opening: The call.
+            reply: Where its answer goes.
+            held_bytes: What the payload takes while the call waits, where that is more than what has been sent here.
 
         Returns:
             The call, for its further frames; None when it has already been answered.
         """
         try:
-            return self._admit(opening, reply)
+            return self._admit(opening, reply, held_bytes)
         except ServiceError as error:
             reply.end(frame_pb2.End(service_error=to_frame(error)))
             return None
 
-    def _admit(self, opening: invocation_pb2.InvocationOpen, reply: Reply) -> RelayedCall:
-        _check_opening(opening)
+    def _admit(self, opening: invocation_pb2.InvocationOpen, reply: Reply, held_bytes: int | None) -> RelayedCall:
+        check_opening(opening)
         if self._draining:
             raise UnavailableError("the scheduler is stopping; send the call to another one")
         functions = self._functions
         account = opening.account or "default"
-        spec = functions.resolve(account, opening.function_name, opening.qualifier, random.random())  # noqa: S311 - weights, not secrets
-        self._epoch(spec.partition)
-        relayed = RelayedCall(opening, reply)
+        target = functions.find(account, opening.function_name, opening.qualifier)
+        spec = target.primary if target.other is None else target.drawn(random.random())  # noqa: S311 - no secret
+        epoch = self._epoch(spec.partition)
+        relayed = RelayedCall(opening, reply, target.invoked_arn)
         now = time.monotonic()
         relayed.call = call = Call(
             request_id=str(uuid.UUID(bytes=os.urandom(16), version=4)),
             spec=spec,
-            payload_bytes=relayed.held_bytes,
+            payload_bytes=relayed.held_bytes if held_bytes is None else held_bytes,
             arrived=now,
-            deadline=now + opening.timeout_us / 1e6 if opening.timeout_us else math.inf,
+            deadline=now + timeout_us / 1e6 if 0 < (timeout_us := opening.timeout_us) < LONGEST_WAIT_US else math.inf,
             context=relayed,
         )
         environment = self.dispatcher.admit(
             call, functions.reserved(account, spec.function_name), functions.account_reserved(account), now
         )
         if environment is not None:
-            self._bind(relayed, environment, now)
+            self._bind(relayed, environment, epoch, now)
         if self.dispatcher.actions:
             self._act()
         return relayed
@@ -142,6 +168,7 @@ class Relay:
     def cancel(self, relayed: RelayedCall) -> None:
         """The caller no longer wants the call: take it out of the queue, or have its environment reset."""
         assert relayed.call is not None
+        relayed.drop_answer(EndOnly(relayed.reply))
         if relayed.link is not None:
             relayed.cancel()
             return
@@ -151,57 +178,58 @@ class Relay:
 
     def leave(self, relayed: RelayedCall) -> None:
         """The caller is gone: a waiting or incomplete call ends, a running one finishes and its answer is dropped."""
-        relayed.reply = GONE
+        relayed.drop_answer(GONE)
         if relayed.link is None or not relayed.payload_complete:
             self.cancel(relayed)
 
-    def _bind(self, relayed: RelayedCall, environment: Environment, now: float) -> None:
-        call = relayed.call
-        assert call is not None
+    def give_up(self, relayed: RelayedCall, error: ServiceError) -> None:
+        """The caller broke a rule: it gets the error now, and counts as gone."""
+        reply = relayed.reply
+        self.leave(relayed)
+        reply.end(frame_pb2.End(service_error=to_frame(error)))
+
+    def _bind(self, relayed: RelayedCall, environment: Environment, epoch: int, now: float) -> None:
         link = self.links[environment.node_id]
-        opening, spec = relayed.opening, call.spec
         call_id = link.next_call_id()
+        order = invoke_order(relayed, environment, call_id, epoch, now)
         link.calls[call_id] = relayed
-        order = node_pb2.NodeOrder(
-            call_id=call_id,
-            partition=spec.partition,
-            owner_epoch=self._epoch(spec.partition),
-            open=node_pb2.InvokeOpen(
-                environment_id=environment.environment_id,
-                request_id=call.request_id,
-                invoked_function_arn=f"{spec.function_arn}:{opening.qualifier}"
-                if opening.qualifier
-                else spec.function_arn,
-                timeout_us=0 if call.deadline == math.inf else max(1, int((call.deadline - now) * 1e6)),
-                log_tail=opening.log_tail,
-                streaming=opening.streaming,
-                traceparent=opening.traceparent,
-                client_context=opening.client_context,
-                payload=opening.payload,
-                complete=opening.complete,
-                queue_us=int((now - call.arrived) * 1e6),
-            ),
-        )
-        relayed.bind(link, call_id, order)
+        relayed.bind(link, call_id, epoch, order)
 
     # ---- what nodes say (NodeEvents)
 
     def attached(self, link: NodeLink, welcome: node_pb2.Welcome) -> None:
         """A node takes orders: it joins the pool with the environments it still holds."""
         record = self._records[link.node_id]
-        now = time.monotonic()
-        self.dispatcher.node_joined(
-            link.node_id, record.capacity, record.labels, record.runtimes, now, draining=record.draining
-        )
+        adopted: list[tuple[Environment, bool]] = []
         for held in welcome.environments:
             start = held.start
             spec = self._functions.current(start.account, start.function_name, start.version, start.revision_id)
-            if spec is None or held.busy:
-                # Its calls answer to nobody, or its code is no longer current.
-                self._stop(link, spec.partition if spec else 0, start.environment_id, "superseded", drain=True)
+            if spec is not None:
+                adopted.append((Environment(start.environment_id, spec, link.node_id), held.busy))
                 continue
-            self.dispatcher.adopt(Environment(start.environment_id, spec, link.node_id), busy=False, now=now)
-        log.info("node_attached", node_id=link.node_id, adopted=len(welcome.environments))
+            partition = keys.partition_of(start.account, start.function_name)
+            self._stop(link, partition, start.environment_id, "superseded", drain=True)
+        self.dispatcher.node_joined(
+            link.node_id,
+            record.capacity,
+            record.labels,
+            record.runtimes,
+            time.monotonic(),
+            draining=record.draining or welcome.status.draining,
+            held=adopted,
+            reserved=welcome.status.reserved,
+        )
+        log.info("node_attached", node_id=link.node_id, held=len(welcome.environments), adopted=len(adopted))
+        self._act()
+
+    def status_changed(self, link: NodeLink) -> None:
+        """A node says what is in use: what is not ours is left to others, and a node that drains gets nothing more."""
+        self.dispatcher.node_changed(
+            link.node_id,
+            time.monotonic(),
+            draining=self._records[link.node_id].draining or link.status.draining,
+            reserved=link.status.reserved,
+        )
         self._act()
 
     def detached(self, link: NodeLink, error: NodeLostError) -> None:
@@ -212,34 +240,54 @@ class Relay:
         for relayed in calls:
             relayed.close()
             relayed.reply.end(frame_pb2.End(service_error=to_frame(error)))
+        self._call_left.set()
 
     def answer_ended(self, call: RelayedCall, end: frame_pb2.End) -> None:
         """A call is over: answer it, and give its environment to the next one."""
-        call.close()
-        call.reply.end(end)
         ended = call.call
         assert ended is not None
-        self._count(ended, end)
-        self._call_ended.set()
+        now = time.monotonic()
+        duration_us = end.report.duration_us
+        if not duration_us and self._came_back(call, end, now):
+            return
+        call.close()
+        call.reply.end(end)
+        self._count(ended, duration_us, failed=bool(end.function_error))
+        self._call_left.set()
         if (environment := ended.environment) is None:
             return
-        now = time.monotonic()
         waiting = self.dispatcher.finished(environment, now)
         if waiting is not None:
             relayed = waiting.context
             assert isinstance(relayed, RelayedCall)
-            self._bind(relayed, environment, now)
+            self._bind(relayed, environment, self._epoch(waiting.spec.partition), now)
         if self.dispatcher.actions:
             self._act()
 
-    def _count(self, call: Call, end: frame_pb2.End) -> None:
+    def _came_back(self, relayed: RelayedCall, end: frame_pb2.End, now: float) -> bool:
+        """Have a call that an ending environment would not take served by another one; False when it is over."""
+        error, call = end.service_error, relayed.call
+        assert call is not None
+        if error.dispatched or error.reason != UnavailableError.aws_name or call.environment is None:
+            return False
+        if self._draining or not relayed.can_be_sent_again:
+            return False
+        if not self.dispatcher.returned(call.environment, now):
+            return False
+        relayed.unbind()
+        self._act()
+        return True
+
+    def _count(self, call: Call, duration_us: int, *, failed: bool) -> None:
         key = (call.spec.account, call.spec.function_name)
         totals = self.totals.get(key)
         if totals is None:
+            if not self._functions.exists(FunctionId(*key)):
+                return  # deleted while it ran
             totals = self.totals[key] = FunctionTotals()
         totals.ended += 1
-        totals.duration_us += end.report.duration_us
-        if end.function_error:
+        totals.duration_us += duration_us
+        if failed:
             totals.errors += 1
 
     def environment_ready(self, link: NodeLink, event: node_pb2.EnvironmentReady) -> None:
@@ -271,9 +319,8 @@ class Relay:
         known = self._records.get(record.node_id)
         self._records[record.node_id] = record
         if known is not None and known.address == record.address:
-            if known.draining != record.draining and self.links[record.node_id].attached:
-                self.dispatcher.node_changed(record.node_id, time.monotonic(), draining=record.draining)
-                self._act()
+            if (link := self.links[record.node_id]).attached:
+                self.status_changed(link)
             return
         if known is not None:
             self._unlink(record.node_id)
@@ -282,11 +329,16 @@ class Relay:
             address=record.address,
             token=self._token,
             scheduler_id=self._scheduler_id,
-            epoch=self._epoch,
             events=self,
         )
         self.links[record.node_id] = link
-        self._link_tasks[record.node_id] = asyncio.create_task(link.run(), name=f"node-link-{record.node_id}")
+        task = asyncio.create_task(link.run(), name=f"node-link-{record.node_id}")
+        task.add_done_callback(self._link_ended)
+        self._link_tasks[record.node_id] = task
+
+    def _link_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled():
+            self._link_failure = task.exception()
 
     def node_gone(self, node_id: str) -> None:
         """A node's lease has lapsed."""
@@ -307,20 +359,53 @@ class Relay:
     # ---- the dispatcher's actions
 
     async def tick(self) -> None:
-        """Let time pass for the dispatcher, until cancelled."""
+        """Let time pass for the dispatcher and for callers, until cancelled.
+
+        Raises:
+            Exception: A link to a node ended by a defect; nobody would attach to the node again.
+        """
+        ticks = 0
         while True:
             await asyncio.sleep(_TICK_S)
-            self.dispatcher.tick(time.monotonic())
+            if self._link_failure is not None:
+                raise self._link_failure
+            now = time.monotonic()
+            self.dispatcher.tick(now)
             self._act()
+            ticks += 1
+            if ticks % _LOOKS_EVERY_TICKS == 0:
+                self._look_at_callers(now)
+
+    def _look_at_callers(self, now: float) -> None:
+        """End the calls whose callers hold an environment without need: they do not send, or do not read."""
+        for link in self.links.values():
+            for relayed in [relayed for relayed in link.calls.values() if relayed.waits_for_caller]:
+                if (error := self._overdue(relayed, now)) is not None:
+                    self.give_up(relayed, error)
+
+    def _overdue(self, relayed: RelayedCall, now: float) -> ServiceError | None:
+        assert relayed.call is not None
+        if not relayed.payload_complete:
+            arrived = relayed.call.arrived
+            if now < min(relayed.call.deadline, arrived + self._payload_timeout_s):
+                return None
+            return DeadlineExceededError(f"the payload was not complete {now - arrived:.1f} s after the call began")
+        if relayed.looked_at is None or relayed.looked_at[0] != relayed.answer_taken_bytes:
+            relayed.looked_at = (relayed.answer_taken_bytes, now)
+        if (idle_s := now - relayed.looked_at[1]) < self._reader_timeout_s:
+            return None
+        return DeadlineExceededError(f"the caller took nothing of the answer for {idle_s:.1f} s", dispatched=True)
 
     async def stop(self, grace_s: float) -> None:
-        """Refuse new calls, wait up to `grace_s` seconds for those in flight, then leave the nodes."""
+        """Refuse new calls and those that wait, wait up to `grace_s` seconds for those that run, leave the nodes."""
         self._draining = True
+        self.dispatcher.close(UnavailableError("the scheduler is stopping; send the call to another one"))
+        self._act()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace_s):
                 while any(link.calls for link in self.links.values()):
-                    self._call_ended.clear()
-                    await self._call_ended.wait()
+                    self._call_left.clear()
+                    await self._call_left.wait()
         tasks = list(self._link_tasks.values())
         for task in tasks:
             task.cancel()
@@ -329,105 +414,56 @@ class Relay:
     def _act(self) -> None:
         while self.dispatcher.actions:
             for action in self.dispatcher.take_actions():
-                match action:
-                    case Bind(call, environment):
-                        relayed = call.context
-                        assert isinstance(relayed, RelayedCall)
-                        self._bind(relayed, environment, time.monotonic())
-                    case Start(environment):
-                        self._start(environment)
-                    case Stop(environment, reason, drain):
-                        if (link := self.links.get(environment.node_id)) is not None:
-                            partition = environment.spec.partition
-                            self._stop(link, partition, environment.environment_id, reason, drain=drain)
-                    case Fail(call, error):
-                        self._fail(call, error)
+                try:
+                    self._carry_out(action)
+                except StaleEpochError as error:
+                    # The partition is another scheduler's now, and so are its environments.
+                    log.warning("order_not_given", order=type(action).__name__, error=error.message)
+                    if isinstance(action, Bind):
+                        self._fail(action.call, error)
+
+    def _carry_out(self, action: Action) -> None:
+        match action:
+            case Bind(call, environment):
+                relayed = call.context
+                assert isinstance(relayed, RelayedCall)
+                self._bind(relayed, environment, self._epoch(call.spec.partition), time.monotonic())
+            case Start(environment):
+                self._start(environment)
+            case Stop(environment, reason):
+                if (link := self.links.get(environment.node_id)) is not None:
+                    partition = environment.spec.partition
+                    self._stop(link, partition, environment.environment_id, reason, drain=False)
+            case Fail(call, error):
+                self._fail(call, error)
 
     def _fail(self, call: Call, error: ServiceError) -> None:
         relayed = call.context
         assert isinstance(relayed, RelayedCall)
         if relayed.link is not None:
             relayed.link.calls.pop(relayed.node_call_id, None)
+            self._call_left.set()
         relayed.close()
         relayed.reply.end(frame_pb2.End(service_error=to_frame(error)))
 
     def _start(self, environment: Environment) -> None:
         spec = environment.spec
-        link = self.links[environment.node_id]
-        link.writer.send(
-            node_pb2.NodeOrder(
-                partition=spec.partition,
-                owner_epoch=self._epoch(spec.partition),
-                start_environment=_start_order(environment.environment_id, spec),
-            )
-        )
+        order = start_order(environment.environment_id, spec, self._epoch(spec.partition))
+        self.links[environment.node_id].writer.send(order)
 
     def _stop(self, link: NodeLink, partition: int, environment_id: str, reason: str, *, drain: bool) -> None:
-        link.writer.send(
-            node_pb2.NodeOrder(
-                partition=partition,
-                owner_epoch=self._epoch(partition),
-                stop_environment=node_pb2.StopEnvironment(environment_id=environment_id, reason=reason, drain=drain),
-            )
-        )
+        link.writer.send(stop_order(environment_id, partition, self._epoch(partition), reason, drain=drain))
 
     def _function_changed(self, account: str, function_name: str) -> None:
-        """Versions of a function were replaced or deleted: their environments are not to serve again."""
+        """A function changed: environments of what was replaced or deleted are not to serve again."""
         keep = self._functions.current_keys(account, function_name)
-        if not keep:
+        now = time.monotonic()
+        if keep:
+            self.dispatcher.retire_function(account, function_name, keep, "superseded", now)
+        else:
             self.totals.pop((account, function_name), None)
-        self.dispatcher.retire_function(
-            account, function_name, keep, "superseded" if keep else "deleted", time.monotonic()
-        )
+            error = FunctionNotFoundError(f"the function {function_name} was deleted before the call could run")
+            self.dispatcher.retire_function(account, function_name, keep, "deleted", now, error=error)
+        reserved = self._functions.reserved(account, function_name)
+        self.dispatcher.reservation_changed(account, function_name, reserved)
         self._act()
-
-
-class _Gone:
-    """The reply of a caller that has left."""
-
-    def data(self, call: RelayedCall, payload: bytes) -> None:
-        """Drop it, and let the node go on."""
-        call.answer_sent(len(payload))
-
-    def end(self, end: frame_pb2.End) -> None:
-        """Drop it."""
-
-    def window(self, credit_bytes: int) -> None:
-        """Nobody is there to send more."""
-
-
-GONE: Reply = _Gone()
-
-
-def _check_opening(opening: invocation_pb2.InvocationOpen) -> None:
-    if len(opening.payload) > MAX_PIECE_BYTES:
-        raise RequestTooLargeError(f"the first piece of a payload holds at most {MAX_PIECE_BYTES} bytes")
-    if len(opening.client_context) > _MAX_CLIENT_CONTEXT_BYTES:
-        raise InvalidRequestContentError(
-            f"Client context must be no more than {_MAX_CLIENT_CONTEXT_BYTES} bytes; "
-            f"this one has {len(opening.client_context)}"
-        )
-    if len(opening.traceparent) > _MAX_TRACEPARENT_CHARACTERS:
-        raise InvalidRequestContentError(
-            f"traceparent holds at most {_MAX_TRACEPARENT_CHARACTERS} characters (W3C Trace Context); "
-            f"this one has {len(opening.traceparent)}"
-        )
-
-
-def _start_order(environment_id: str, spec: VersionSpec) -> node_pb2.StartEnvironment:
-    return node_pb2.StartEnvironment(
-        environment_id=environment_id,
-        account=spec.account,
-        function_name=spec.function_name,
-        version=spec.version,
-        revision_id=spec.revision_id,
-        runtime=spec.runtime,
-        handler=spec.handler,
-        code_sha256=spec.code_sha256,
-        code_size_bytes=spec.code_size_bytes,
-        environment_variables=spec.environment_variables,
-        memory_mib=spec.memory_mib,
-        ephemeral_storage_mib=spec.ephemeral_storage_mib,
-        timeout_us=spec.timeout_us,
-        function_arn=spec.function_arn,
-    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from lambent.errors import InvalidRequestContentError, RequestTooLargeError
-from lambent.framing import INITIAL_CREDIT_BYTES, MAX_PAYLOAD_BYTES, Body
+from lambent.framing import INITIAL_CREDIT_BYTES, MAX_PAYLOAD_BYTES, MAX_PIECE_BYTES, Body
 from lambent.v1 import frame_pb2, node_pb2
 
 if TYPE_CHECKING:
@@ -28,30 +28,90 @@ class Reply(Protocol):
     def window(self, credit_bytes: int) -> None:
         """Let the caller send more of the payload."""
 
+    def discard(self) -> None:
+        """Drop the pieces that have not left yet; `answer_sent` is not told of them."""
+
+
+class EndOnly:
+    """The reply of a caller who no longer wants the answer, and waits for the outcome alone."""
+
+    __slots__ = ("_reply",)
+
+    def __init__(self, reply: Reply) -> None:
+        self._reply = reply
+
+    def data(self, call: RelayedCall, payload: bytes) -> None:
+        """Drop it, and let the node go on."""
+        call.answer_sent(len(payload))
+
+    def end(self, end: frame_pb2.End) -> None:
+        """Pass it on."""
+        self._reply.end(end)
+
+    def window(self, credit_bytes: int) -> None:
+        """Nobody sends more."""
+
+    def discard(self) -> None:
+        """Nothing is kept."""
+
+
+class _Gone:
+    """The reply of a caller that has left."""
+
+    def data(self, call: RelayedCall, payload: bytes) -> None:
+        """Drop it, and let the node go on."""
+        call.answer_sent(len(payload))
+
+    def end(self, end: frame_pb2.End) -> None:
+        """Drop it."""
+
+    def window(self, credit_bytes: int) -> None:
+        """Nobody sends more."""
+
+    def discard(self) -> None:
+        """Nothing is kept."""
+
+
+GONE: Reply = _Gone()
+
 
 class RelayedCall:
     """What the scheduler holds of a call between its opening and its END.
 
-    The payload is held here until an environment is bound, never more than its credit; then it flows to the node.
+    The payload is held here until an environment is bound, never more than its first piece and its credit; then it
+    flows to the node.
+
+    Attributes:
+        invoked_arn: ARN as the caller named the function, with the qualifier if there was one.
+        answer_taken_bytes: How much of the answer in pieces has left for the caller.
+        looked_at: The relay's note: `answer_taken_bytes`, and since when it is so much.
     """
 
     __slots__ = (
         "_answer_credit",
         "_body",
         "_complete",
+        "_epoch",
         "_payload_credit",
         "_pieces",
         "_received_bytes",
+        "_unread_bytes",
+        "answer_taken_bytes",
         "call",
+        "invoked_arn",
         "link",
+        "looked_at",
         "node_call_id",
         "opening",
         "reply",
     )
 
-    def __init__(self, opening: invocation_pb2.InvocationOpen, reply: Reply) -> None:
+    _epoch: int
+
+    def __init__(self, opening: invocation_pb2.InvocationOpen, reply: Reply, invoked_arn: str) -> None:
         self.opening = opening
         self.reply = reply
+        self.invoked_arn = invoked_arn
         self.call: Call | None = None
         self.link: NodeLink | None = None
         self.node_call_id = 0
@@ -61,16 +121,29 @@ class RelayedCall:
         self._body: Body[node_pb2.NodeOrder] | None = None
         self._payload_credit = 0
         self._answer_credit = 0
+        self._unread_bytes = 0
+        self.answer_taken_bytes = 0
+        self.looked_at: tuple[int, float] | None = None
 
     @property
     def held_bytes(self) -> int:
         """Payload bytes that this call may hold while it waits."""
-        return self._received_bytes if self._complete else INITIAL_CREDIT_BYTES
+        return self._received_bytes if self._complete else MAX_PIECE_BYTES + INITIAL_CREDIT_BYTES
 
     @property
     def payload_complete(self) -> bool:
         """True once the caller has sent the whole payload."""
         return self._complete
+
+    @property
+    def waits_for_caller(self) -> bool:
+        """True while the caller has more of the payload to send, or pieces of the answer to take."""
+        return (not self._complete or self._unread_bytes > 0) and not isinstance(self.reply, EndOnly | _Gone)
+
+    @property
+    def can_be_sent_again(self) -> bool:
+        """True while all that was sent to a node is still here, and the caller has not cancelled."""
+        return self.opening.complete and not isinstance(self.reply, EndOnly)
 
     # ---- payload: caller to node
 
@@ -106,10 +179,11 @@ class RelayedCall:
         if self._body is not None:
             self._body.finish(self._order(end=frame_pb2.End()))
 
-    def bind(self, link: NodeLink, node_call_id: int, order: node_pb2.NodeOrder) -> None:
-        """Send the opening to the node that runs the call, and let the payload follow."""
+    def bind(self, link: NodeLink, node_call_id: int, epoch: int, order: node_pb2.NodeOrder) -> None:
+        """Send the opening to the node that runs the call, and let the payload follow under the same epoch."""
         self.link = link
         self.node_call_id = node_call_id
+        self._epoch = epoch
         link.writer.send(order, len(self.opening.payload))
         if self.opening.complete:
             return
@@ -119,6 +193,10 @@ class RelayedCall:
         self._pieces = []
         if self._complete:
             self._body.finish(self._order(end=frame_pb2.End()))
+
+    def unbind(self) -> None:
+        """The node gave the call back: it waits again. Only while it can be sent again."""
+        self.link = None
 
     def payload_granted(self, credit_bytes: int) -> None:
         """The node can take more of the payload."""
@@ -138,10 +216,33 @@ class RelayedCall:
 
     # ---- answer: node to caller
 
+    def answer_piece(self, payload: bytes) -> None:
+        """Take a piece of the answer."""
+        self._unread_bytes += len(payload)
+        self.reply.data(self, payload)
+
     def answer_sent(self, size: int) -> None:
         """A piece of the answer has left for the caller: give the node credit for more."""
+        self._unread_bytes -= size
+        self.answer_taken_bytes += size
         self._answer_credit += size
-        if self._answer_credit >= _GRANT_AT_BYTES and self.link is not None:
+        if self._answer_credit >= _GRANT_AT_BYTES:
+            self._grant_answer()
+
+    def drop_answer(self, reply: Reply) -> None:
+        """Send no more of the answer to the caller; what comes goes to `reply`.
+
+        The node gets all its credit back, that of what is dropped here too: its END stands behind the answer.
+        """
+        self.reply.discard()
+        self.reply = reply
+        self._answer_credit += self._unread_bytes
+        self._unread_bytes = 0
+        if self._answer_credit:
+            self._grant_answer()
+
+    def _grant_answer(self) -> None:
+        if self.link is not None:
             self.link.writer.send(self._order(window=frame_pb2.Window(credit_bytes=self._answer_credit)))
             self._answer_credit = 0
 
@@ -165,12 +266,10 @@ class RelayedCall:
         window: frame_pb2.Window | None = None,
     ) -> node_pb2.NodeOrder:
         assert self.call is not None
-        assert self.link is not None
-        partition = self.call.spec.partition
         return node_pb2.NodeOrder(
             call_id=self.node_call_id,
-            partition=partition,
-            owner_epoch=self.link.epoch(partition),
+            partition=self.call.spec.partition,
+            owner_epoch=self._epoch,
             data=data,
             end=end,
             cancel=cancel,

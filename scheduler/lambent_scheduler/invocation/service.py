@@ -26,8 +26,7 @@ class InvocationServicer(invocation_pb2_grpc.InvocationServiceServicer):
         self, request: invocation_pb2.InvokeRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> invocation_pb2.InvokeResponse:
         """Run a function once and give its whole answer."""
-        del context
-        return await unary.invoke(self._relay, request)
+        return await unary.invoke(self._relay, request, context.time_remaining())
 
     async def Session(  # type: ignore[override]  # noqa: N802 - a coroutine that reads and writes the context itself
         self, request_iterator: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, Any]
@@ -42,6 +41,5 @@ class InvocationServicer(invocation_pb2_grpc.InvocationServiceServicer):
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> AsyncIterator[invocation_pb2.InvokeWithResponseStreamResponse]:
         """Run a function once and give its answer as it comes."""
-        del context
-        async for response in unary.invoke_with_response_stream(self._relay, request):
+        async for response in unary.invoke_with_response_stream(self._relay, request, context.time_remaining()):
             yield response

@@ -5,96 +5,134 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-import grpc
+import grpc.aio
+import structlog
 
-from lambent.errors import ServiceError, ThrottledError
-from lambent.framing import Body, FrameWriter
+from lambent.errors import InvalidRequestContentError, ServiceError, ThrottledError
+from lambent.framing import MAX_PIECE_BYTES, Body, FrameWriter
 from lambent.rpc_errors import to_frame
 from lambent.v1 import frame_pb2, invocation_pb2
 
 if TYPE_CHECKING:
     from typing import Any
 
-    import grpc.aio
-
     from lambent_scheduler.invocation.relay import Relay
     from lambent_scheduler.invocation.relayed_call import RelayedCall
+
+log = structlog.get_logger()
 
 _Frame = invocation_pb2.SessionResponseFrame
 
 _MAX_CALLS = 1_024
-"""Calls in flight of one session: just over the account's concurrency, so that one client can use all of it, while the
-payloads that a session can make us hold stay bounded (320 KiB a call)."""
+"""Calls of one session whose END has not left: just over the account's concurrency, so that one client can use all of
+it, while what a session can make us hold stays bounded (320 KiB a call, of its payload or of its answer)."""
 
 
 class _SessionReply:
-    """Where the answer of one call goes."""
+    """Where the answer of one call goes, until its END has left.
 
-    __slots__ = ("_body", "_call_id", "_session")
+    Attributes:
+        relayed: The call; None before it is admitted and once it has ended.
+    """
+
+    __slots__ = ("_body", "_call_id", "_end", "_session", "relayed")
 
     def __init__(self, session: CallerSession, call_id: int) -> None:
+        self.relayed: RelayedCall | None = None
         self._session = session
         self._call_id = call_id
         self._body: Body[_Frame] | None = None
+        self._end: _Frame | None = None
 
-    def data(self, call: RelayedCall, payload: bytes) -> None:
+    def data(self, call: RelayedCall, payload: bytes) -> None:  # noqa: ARG002 - it is `relayed`
         """Pass on a piece, as far as the caller's credit goes."""
-        if self._body is None:
-            self._body = Body(self._session.writer, self._data_frame, call.answer_sent)
-        self._body.push(payload)
+        self._opened_body().push(payload)
 
     def end(self, end: frame_pb2.End) -> None:
         """Pass on the outcome, behind the pieces."""
+        self.relayed = None
         frame = _Frame(call_id=self._call_id, end=end)
-        self._session.calls.pop(self._call_id, None)
-        if self._body is not None:
-            self._session.bodies[self._call_id] = self._body
-            self._body.finish(frame)
+        size = len(end.error_payload) if end.function_error else len(end.payload)
+        if self._body is None or not self._body.buffered_bytes:
+            self._session.calls.pop(self._call_id, None)
+            self._session.writer.send(frame, size)
         else:
-            self._session.writer.send(frame, len(end.payload))
+            self._end = frame
+            self._body.finish(frame)
 
     def window(self, credit_bytes: int) -> None:
         """Let the caller send more of the payload."""
         self._session.writer.send(_Frame(call_id=self._call_id, window=frame_pb2.Window(credit_bytes=credit_bytes)))
 
-    def grant(self, credit_bytes: int) -> None:
-        """The caller can take more of the answer."""
+    def discard(self) -> None:
+        """Drop the pieces that have not left yet."""
         if self._body is not None:
-            self._body.grant(credit_bytes)
+            self._body.abandon()
+            self._body = None
+
+    def grant(self, credit_bytes: int) -> None:
+        """The caller can take more of the answer, whether or not some of it has come."""
+        self._opened_body().grant(credit_bytes)
+
+    def cancel_ended(self) -> None:
+        """The caller does not want the rest of an answer that is here already: it gets the END at once."""
+        if (frame := self._end) is not None:
+            self.discard()
+            self._session.calls.pop(self._call_id, None)
+            self._session.writer.send(frame, MAX_PIECE_BYTES)
+
+    def _opened_body(self) -> Body[_Frame]:
+        if self._body is None:
+            self._body = Body(self._session.writer, self._data_frame, self._sent)
+        return self._body
+
+    def _sent(self, size: int) -> None:
+        if self.relayed is not None:
+            self.relayed.answer_sent(size)
+        elif self._body is not None and not self._body.buffered_bytes:
+            self._session.calls.pop(self._call_id, None)  # the END needs no credit: it leaves next
 
     def _data_frame(self, piece: bytes) -> _Frame:
         return _Frame(call_id=self._call_id, data=frame_pb2.Data(payload=piece))
 
 
 class CallerSession:
-    """One stream of one caller."""
+    """One stream of one caller.
+
+    Attributes:
+        writer: The way to the caller.
+        calls: Calls in flight, and answers that have ended on the node's side and still flow to the caller.
+    """
 
     def __init__(self, relay: Relay, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         self._relay = relay
         self._context = context
-        self.writer: FrameWriter[_Frame] = FrameWriter(self._write)
-        self.calls: dict[int, tuple[RelayedCall, _SessionReply]] = {}
-        # Answers that have ended on the node's side and still flow to a caller who reads slowly.
-        self.bodies: dict[int, Body[_Frame]] = {}
+        self.writer: FrameWriter[_Frame] = FrameWriter(self._write, lambda: len(self.calls))
+        self.calls: dict[int, _SessionReply] = {}
 
     async def run(self) -> None:
         """Serve the stream until the caller ends it or is lost."""
         await self._context.send_initial_metadata(())
-        writing = asyncio.create_task(self.writer.run(), name="session-writer")
         try:
-            while isinstance(request := await self._context.read(), invocation_pb2.SessionRequest):
-                for frame in request.frames:
-                    self._receive(frame)
-                # A caller that sends and does not read stops being read.
-                await self.writer.wait_writable()
-                if writing.done():
-                    break
+            # Whichever half fails first ends the other.
+            async with asyncio.TaskGroup() as halves:
+                writing = halves.create_task(self.writer.run(), name="session-writer")
+                await self._read()
+                writing.cancel()
+        except* grpc.aio.BaseError as errors:
+            log.info("session_lost", error=str(errors.exceptions[0]))
         finally:
-            writing.cancel()
-            await asyncio.gather(writing, return_exceptions=True)
-            calls, self.calls = self.calls, {}
-            for relayed, _ in calls.values():
-                self._relay.leave(relayed)
+            for reply in list(self.calls.values()):
+                if reply.relayed is not None:
+                    self._relay.leave(reply.relayed)
+            self.calls.clear()
+
+    async def _read(self) -> None:
+        while isinstance(request := await self._context.read(), invocation_pb2.SessionRequest):
+            for frame in request.frames:
+                self._receive(frame)
+            # A caller that sends and does not read stops being read.
+            await self.writer.wait_writable()
 
     def _receive(self, frame: invocation_pb2.SessionRequestFrame) -> None:
         call_id = frame.call_id
@@ -102,36 +140,42 @@ class CallerSession:
         if kind == "open":
             self._open(call_id, frame.open)
             return
-        if kind == "window" and (body := self.bodies.get(call_id)) is not None:
-            body.grant(frame.window.credit_bytes)
-            return
-        if (known := self.calls.get(call_id)) is None:
+        if (reply := self.calls.get(call_id)) is None:
             return  # The call has ended; the caller did not know yet.
-        relayed, reply = known
+        if kind == "window":
+            reply.grant(frame.window.credit_bytes)
+            return
+        if (relayed := reply.relayed) is None:
+            if kind == "cancel":
+                reply.cancel_ended()
+            return
         try:
             if kind == "data":
                 relayed.payload_piece(frame.data.payload)
             elif kind == "end":
                 relayed.payload_end(frame.end.payload)
-            elif kind == "window":
-                reply.grant(frame.window.credit_bytes)
             elif kind == "cancel":
                 self._relay.cancel(relayed)
         except ServiceError as error:
-            self._relay.leave(relayed)
-            reply.end(frame_pb2.End(service_error=to_frame(error)))
+            self._relay.give_up(relayed, error)
 
     def _open(self, call_id: int, opening: invocation_pb2.InvocationOpen) -> None:
-        reply = _SessionReply(self, call_id)
-        if len(self.calls) >= _MAX_CALLS:
+        calls = self.calls
+        if len(calls) >= _MAX_CALLS:
             error = ThrottledError(
                 f"a session carries at most {_MAX_CALLS} calls in flight; open another session",
                 details={"Reason": "CallerRateLimitExceeded"},
             )
-            reply.end(frame_pb2.End(service_error=to_frame(error)))
-            return
-        if (relayed := self._relay.open(opening, reply)) is not None:
-            self.calls[call_id] = (relayed, reply)
+            self._refuse(call_id, error)
+        elif not call_id or call_id in calls:
+            self._refuse(call_id, InvalidRequestContentError(f"the call id {call_id} is in use, or 0"))
+        else:
+            reply = calls[call_id] = _SessionReply(self, call_id)
+            reply.relayed = self._relay.open(opening, reply)
+
+    def _refuse(self, call_id: int, error: ServiceError) -> None:
+        end = frame_pb2.End(service_error=to_frame(error))
+        self.writer.send(_Frame(call_id=call_id, end=end))
 
     async def _write(self, frames: list[_Frame]) -> None:
         await self._context.write(invocation_pb2.SessionResponse(frames=frames))

@@ -9,6 +9,7 @@ from lambent.errors import RequestTooLargeError
 from lambent.framing import INITIAL_CREDIT_BYTES, MAX_PAYLOAD_BYTES, MAX_PIECE_BYTES
 from lambent.rpc_errors import from_frame
 from lambent.v1 import frame_pb2, invocation_pb2
+from lambent_scheduler.invocation.opening import LONGEST_WAIT_S
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -33,6 +34,10 @@ class _QueuedReply:
     def end(self, end: frame_pb2.End) -> None:
         self._items.put_nowait(end)
 
+    def discard(self) -> None:
+        while not self._items.empty():
+            self._items.get_nowait()
+
     def window(self, credit_bytes: int) -> None:
         self.credit += credit_bytes
         self._granted.set()
@@ -54,14 +59,16 @@ class _QueuedReply:
             call.answer_sent(len(payload))
 
 
-async def invoke(relay: Relay, request: invocation_pb2.InvokeRequest) -> invocation_pb2.InvokeResponse:
-    """Run a function once and give its whole answer.
+async def invoke(
+    relay: Relay, request: invocation_pb2.InvokeRequest, time_remaining_s: float | None
+) -> invocation_pb2.InvokeResponse:
+    """Run a function once and give its whole answer, for a caller who waits for so long; None waits for the function.
 
     Raises:
         ServiceError: The call failed outside the function.
     """
     pieces: list[bytes] = []
-    async for item in _answer(relay, request, streaming=False):
+    async for item in _answer(relay, request, time_remaining_s, streaming=False):
         if isinstance(item, bytes):
             pieces.append(item)
             continue
@@ -75,14 +82,14 @@ async def invoke(relay: Relay, request: invocation_pb2.InvokeRequest) -> invocat
 
 
 async def invoke_with_response_stream(
-    relay: Relay, request: invocation_pb2.InvokeWithResponseStreamRequest
+    relay: Relay, request: invocation_pb2.InvokeWithResponseStreamRequest, time_remaining_s: float | None
 ) -> AsyncIterator[invocation_pb2.InvokeWithResponseStreamResponse]:
-    """Run a function once and give its answer as it comes.
+    """Run a function once and give its answer as it comes, for a caller who waits for so long.
 
     Raises:
         ServiceError: The call failed outside the function.
     """
-    async for item in _answer(relay, request, streaming=True):
+    async for item in _answer(relay, request, time_remaining_s, streaming=True):
         if isinstance(item, bytes):
             yield invocation_pb2.InvokeWithResponseStreamResponse(payload_chunk=item)
             continue
@@ -95,7 +102,9 @@ async def invoke_with_response_stream(
         )
 
 
-async def _answer(relay: Relay, request: Request, *, streaming: bool) -> AsyncIterator[bytes | frame_pb2.End]:
+async def _answer(
+    relay: Relay, request: Request, time_remaining_s: float | None, *, streaming: bool
+) -> AsyncIterator[bytes | frame_pb2.End]:
     """Open the call, feed its payload as credit comes, and give the answer; END comes last and never with an error."""
     payload = request.payload
     if len(payload) > MAX_PAYLOAD_BYTES:
@@ -109,6 +118,7 @@ async def _answer(relay: Relay, request: Request, *, streaming: bool) -> AsyncIt
             account=request.account,
             function_name=request.function_name,
             qualifier=request.qualifier,
+            timeout_us=0 if time_remaining_s is None else max(1, int(min(time_remaining_s, LONGEST_WAIT_S) * 1e6)),
             log_tail=request.log_tail,
             streaming=streaming,
             traceparent=request.traceparent,
@@ -117,6 +127,7 @@ async def _answer(relay: Relay, request: Request, *, streaming: bool) -> AsyncIt
             complete=len(payload) <= MAX_PIECE_BYTES,
         ),
         reply,
+        held_bytes=len(payload),
     )
     ended = False
     feeding = asyncio.create_task(_feed(relayed, reply, payload)) if relayed and not relayed.payload_complete else None

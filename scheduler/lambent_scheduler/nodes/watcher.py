@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
 from lambent.errors import InternalError
 from lambent.v1 import record_pb2
 from lambent_common import keys
-from lambent_common.etcd import Put, Snapshot
 from lambent_common.records import decode
 from lambent_scheduler.nodes.diff import Changed, Joined, Lost, after, node_events
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from lambent_common.etcd import EtcdClient, KeyValue
     from lambent_scheduler.nodes.diff import NodeEvent
 
 log = structlog.get_logger()
-
-RecordT = TypeVar("RecordT", record_pb2.NodeRecord, record_pb2.NodeHealthRecord)
 
 
 class NodeListener(Protocol):
@@ -44,23 +39,6 @@ async def watch_nodes(etcd: EtcdClient, listener: NodeListener) -> None:
             _tell(listener, event)
 
 
-async def watch_health(etcd: EtcdClient, seen: Callable[[str, record_pb2.NodeHealthRecord], None]) -> None:
-    """Call `seen(node_id, record)` for what each node says of its load, now and on each change, until cancelled.
-
-    That a node is gone is told by `watch_nodes`: both records live under the same lease.
-    """
-    async for batch in etcd.watch(keys.HEALTH):
-        items = (
-            batch.items
-            if isinstance(batch, Snapshot)
-            else [event.item for event in batch.events if isinstance(event, Put)]
-        )
-        for item in items:
-            record = _read(item, record_pb2.NodeHealthRecord)
-            if record is not None:
-                seen(keys.last_part(item.key), record)
-
-
 def _tell(listener: NodeListener, event: NodeEvent) -> None:
     match event:
         case Joined(record):
@@ -75,17 +53,13 @@ def _tell(listener: NodeListener, event: NodeEvent) -> None:
 
 
 def _read_node(item: KeyValue) -> record_pb2.NodeRecord | None:
-    record = _read(item, record_pb2.NodeRecord)
-    if record is not None and record.node_id != keys.last_part(item.key):
-        log.error("record_misplaced", key=item.key, node_id=record.node_id)
-        return None
-    return record
-
-
-def _read(item: KeyValue, kind: type[RecordT]) -> RecordT | None:
     try:
-        return decode(item.value, kind, key=item.key)
+        record = decode(item.value, record_pb2.NodeRecord, key=item.key)
     except InternalError as error:
         # One agent's bad record must not take the scheduler down.
         log.error("record_unreadable", key=item.key, error=error.message)  # noqa: TRY400, the message says it all
         return None
+    if record.node_id != keys.last_part(item.key):
+        log.error("record_misplaced", key=item.key, node_id=record.node_id)
+        return None
+    return record
