@@ -34,6 +34,7 @@ ENTRIES_LIMIT = 65_536
 # What the usual file systems take: NAME_MAX and, less the directory that the code is unpacked in, PATH_MAX.
 _COMPONENT_LIMIT_BYTES = 255
 _PATH_LIMIT_BYTES = 3_072
+_DEPTH_LIMIT = 128  # folders in each other: far more than any package has, and no recursion gets deep
 # A block this large keeps the work inside zlib, which lets go of the interpreter lock.
 _BLOCK_BYTES = 256 * 1024
 # What every Python can read; bzip2 and LZMA may be missing, need much memory, and bomb better.
@@ -218,6 +219,8 @@ def _sound_parts(name: str) -> tuple[str, ...]:
         raise InvalidCodeError(f"The zip's entry {_shown(name)} leads out of the package.")
     if len(name.encode()) > _PATH_LIMIT_BYTES or any(len(part.encode()) > _COMPONENT_LIMIT_BYTES for part in parts):
         raise InvalidCodeError(f"The zip's entry {_shown(name)} has too long a name.")
+    if len(parts) > _DEPTH_LIMIT:
+        raise InvalidCodeError(f"The zip's entry {_shown(name)} lies in more than {_DEPTH_LIMIT} folders.")
     return parts
 
 

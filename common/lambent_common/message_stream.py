@@ -28,6 +28,9 @@ _WAITING_MESSAGES = 16
 _MAX_STRANGER_BYTES = 4 * 1024
 """Largest message of a peer that has not said who it is: its name and the token."""
 
+_MAX_STRANGERS = 32
+"""Peers at once that have not said who they are; one that is quick about it needs a millisecond."""
+
 _KEEPALIVE = {"TCP_KEEPIDLE": 4, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 10_000}
 """A peer whose machine died sends nothing: three probes after 4 s of silence, 2 s apart, find out within 10 s; so do
 10 s (in milliseconds) without an acknowledgement of what was sent."""
@@ -217,7 +220,8 @@ async def connect(
 class MessageServer(Generic[SentT, ReceivedT]):
     """Serves each connection with a task of its own, between `start` and `stop`.
 
-    A peer that nobody knows yet may send little: `serve` raises `max_message_bytes` of the stream once it trusts it.
+    A peer that nobody knows yet may send little: `serve` raises `max_message_bytes` of the stream once it trusts it. Of
+    strangers that say nothing the oldest goes when there are too many.
 
     Args:
         parse: Makes a message of its bytes.
@@ -232,7 +236,7 @@ class MessageServer(Generic[SentT, ReceivedT]):
         self._parse = parse
         self._serve = serve
         self._server: asyncio.Server | None = None
-        self._connections: set[asyncio.Task[None]] = set()
+        self._connections: dict[asyncio.Task[None], MessageStream[SentT, ReceivedT]] = {}
 
     async def start(self, listen: str) -> int:
         """Listen on host:port; port 0 picks a free one.
@@ -263,10 +267,13 @@ class MessageServer(Generic[SentT, ReceivedT]):
             log.warning("too_many_connections", connections=len(self._connections))
             stream.abort()
             return
+        strangers = [known for known in self._connections.values() if known.max_message_bytes == _MAX_STRANGER_BYTES]
+        if len(strangers) >= _MAX_STRANGERS:
+            strangers[0].abort()
         stream.max_message_bytes = _MAX_STRANGER_BYTES
         task = asyncio.create_task(self._run(stream))
-        self._connections.add(task)
-        task.add_done_callback(self._connections.discard)
+        self._connections[task] = stream
+        task.add_done_callback(self._connections.pop)
 
     async def _run(self, stream: MessageStream[SentT, ReceivedT]) -> None:
         try:

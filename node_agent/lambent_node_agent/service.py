@@ -199,6 +199,9 @@ class NodeService:
         environment = self._node.adopt(stop.environment_id, attachment)
         if environment is not None:
             environment.stop(stop.reason, drain=stop.drain)
+        else:  # it has ended before; the scheduler holds its memory until it hears so
+            stopped = node_pb2.EnvironmentStopped(environment_id=stop.environment_id, reason=stop.reason)
+            attachment.send(node_pb2.NodeEvent(environment_stopped=stopped))
 
 
 async def _refuse(stream: Stream, error: ServiceError) -> None:

@@ -225,10 +225,16 @@ class RemoteFunction(Generic[P, R]):
     @functools.cached_property
     def _module_name(self) -> str:
         """Name that the module has on the cluster: a script is imported there by the name of its file."""
-        spec = self._module.__spec__
         if self._module.__name__ != "__main__":
             return self._module.__name__
-        return spec.name if spec is not None else _source_of(self._module).stem
+        if (spec := self._module.__spec__) is not None:
+            return spec.name
+        source = _source_of(self._module)
+        if "." in source.stem:
+            raise InvalidCodeError(
+                f"script {source.name} cannot be imported on the cluster, where a dot means a package; rename it"
+            )
+        return source.stem
 
     def _package(self) -> CodePackage:
         source = _source_of(self._module)
@@ -237,6 +243,10 @@ class RemoteFunction(Generic[P, R]):
         if source.name == "__init__.py":
             depth += 1
         top = source.parents[depth - 1] if depth else source
+        if depth and top.name != self._module_name.partition(".")[0]:
+            raise InvalidCodeError(
+                f"{source} is not where module {self._module_name} would be in its package; {top} is not sent"
+            )
         return build_package(
             top,
             requirements=self._options.requirements,

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import functools
+import queue
 import threading
 import weakref
 from collections.abc import AsyncIterable, Sized
 from typing import TYPE_CHECKING, Concatenate, Generic, Literal, ParamSpec, Self, TypedDict, TypeVar, Unpack, overload
 
 from lambent.client import AsyncClient
+from lambent.connection import client_closed
 from lambent.errors import LambentError, UnavailableError
 from lambent.functions import Functions
 
@@ -61,30 +64,37 @@ class _Running(Generic[T]):
 
 
 class _Loop:
-    """An event loop in a daemon thread."""
+    """An event loop in a daemon thread. Closing it ends every call on it."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="lambent-client", daemon=True)
+        self._closing: asyncio.Task[None] | None = None
+        self._closed = False
+        # Held while a call is handed over: none arrives behind the end, where nobody would answer it. Reentrant, since
+        # the garbage collector may close a client anywhere.
+        self._handing_over = threading.RLock()
+        self._thread = threading.Thread(target=self._serve, name="lambent-client", daemon=True)
         self._thread.start()
 
     @property
     def running(self) -> bool:
-        """False once stopped; then nothing can be run."""
-        return self._thread.is_alive()
+        """False once closed; then nothing can be run."""
+        return not self._closed
 
-    def run(self, coroutine: Coroutine[object, object, T], timeout_s: float | None = None) -> T:
+    def run(self, coroutine: Coroutine[object, object, T]) -> T:
         """Run a coroutine there and wait for it here; an interrupt here cancels it there."""
-        if not self.running or threading.current_thread() is self._thread:
+        if threading.current_thread() is self._thread:
             coroutine.close()
-            if self.running:
-                raise RuntimeError("the blocking client was called from its own event loop; use AsyncClient there")
-            raise UnavailableError("this client is closed; make a new one")
+            raise RuntimeError("the blocking client was called from its own event loop; use AsyncClient there")
         future: concurrent.futures.Future[T] = concurrent.futures.Future()
         running = _Running(coroutine, future)
-        self._loop.call_soon_threadsafe(running.start, self._loop)
+        with self._handing_over:
+            if self._closed:
+                coroutine.close()
+                raise client_closed()
+            self._loop.call_soon_threadsafe(running.start, self._loop)
         try:
-            return future.result(timeout_s)
+            return future.result()
         except asyncio.CancelledError as error:
             raise UnavailableError("this client was closed during the call", dispatched=True) from error
         except BaseException:
@@ -95,26 +105,35 @@ class _Loop:
             raise
 
     def shut_down(self, client: AsyncClient) -> None:
-        """Close the client and end the thread. From any thread, any number of times, and at the interpreter's exit."""
-        if not self.running:
-            return
-        if threading.current_thread() is self._thread:  # The garbage collector may run anywhere.
-            closing = self._loop.create_task(client.close())
-            closing.add_done_callback(lambda _: self._loop.stop())
-            return
-        try:
-            self.run(self._close(client), _CLOSE_TIMEOUT_S)
-        except TimeoutError:
-            pass  # The thread is a daemon: it does not keep the process.
-        else:
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join(_CLOSE_TIMEOUT_S)
-            self._loop.close()
+        """Close the client, fail what still runs, and end the thread.
+
+        From any thread, any number of times, and at the interpreter's exit.
+        """
+        with self._handing_over:
+            if self._closed:
+                return
+            self._closed = True
+            self._loop.call_soon_threadsafe(self._begin_closing, client)
+        if threading.current_thread() is not self._thread:  # The garbage collector may run anywhere.
+            self._thread.join(_CLOSE_TIMEOUT_S)  # A daemon: one that is stuck does not keep the process.
+
+    def _serve(self) -> None:
+        self._loop.run_forever()
+        self._loop.close()
+
+    def _begin_closing(self, client: AsyncClient) -> None:
+        self._closing = self._loop.create_task(self._close(client))
+        self._closing.add_done_callback(lambda _: self._loop.stop())
 
     async def _close(self, client: AsyncClient) -> None:
         await client.close()
+        # What does not wait for the connection: a call in back-off, a poll of a function's state.
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        if others:
+            await asyncio.wait(others, timeout=_CANCEL_TIMEOUT_S)
         await self._loop.shutdown_asyncgens()
-        await self._loop.shutdown_default_executor()
 
 
 class _Wrapper(Generic[InnerT]):
@@ -220,7 +239,8 @@ class BlockingStream:
 
     def close(self) -> None:
         """Stop reading; an invocation that still runs is cancelled."""
-        self._loop.run(self._stream.aclose())
+        if self._loop.running:
+            self._loop.run(self._stream.aclose())
 
     def __enter__(self) -> Self:
         return self
@@ -300,8 +320,8 @@ class Client(_Wrapper[AsyncClient]):
 
         Payloads without a length, such as a generator's, are taken in a thread of their own, so that they may block.
         """
-        source = payloads if isinstance(payloads, Sized) else _InThread(payloads)
-        run = self._inner.map_run(name, source, **options)
+        own_thread = None if isinstance(payloads, Sized) else _InThread(payloads)
+        run = self._inner.map_run(name, own_thread or payloads, **options)
         self._loop.run(run.__aenter__())
         try:
             while batch := self._loop.run(run.next_batch()):
@@ -310,6 +330,8 @@ class Client(_Wrapper[AsyncClient]):
                         raise outcome
                     yield outcome
         finally:
+            if own_thread is not None:
+                own_thread.close()
             if self._loop.running:
                 self._loop.run(run.__aexit__(None, None, None))
 
@@ -327,16 +349,54 @@ class Client(_Wrapper[AsyncClient]):
 
 
 class _InThread(AsyncIterable[object]):
-    """An iterable whose items are taken in a worker thread, one at a time."""
+    """An iterable whose items are taken in a thread of its own, each when it is asked for.
+
+    A daemon thread, not one of an executor: an iterable that blocks for ever must not keep the process from its end.
+    """
 
     def __init__(self, items: Iterable[object]) -> None:
-        self._items = iter(items)
+        self._items = items
+        # One item is asked for at a time, so that at most one question and the word to end wait here.
+        self._asked: queue.SimpleQueue[asyncio.Future[object] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
 
     def __aiter__(self) -> _InThread:
         return self
 
     async def __anext__(self) -> object:
-        item = await asyncio.to_thread(next, self._items, _END)
-        if item is _END:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._take, name="lambent-payloads", daemon=True)
+            self._thread.start()
+        answer: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        self._asked.put(answer)
+        if (item := await answer) is _END:
             raise StopAsyncIteration
         return item
+
+    def close(self) -> None:
+        """End the thread, once the iterable lets it go."""
+        self._asked.put(None)
+
+    def _take(self) -> None:
+        items: Iterator[object] | None = None
+        while (answer := self._asked.get()) is not None:
+            give: Callable[[], None]
+            try:
+                items = iter(self._items) if items is None else items
+                give = functools.partial(_resolve, answer, next(items, _END))
+            except Exception as error:  # noqa: BLE001 - raised where the item was to be
+                give = functools.partial(_reject, answer, error)
+            except BaseException as error:  # noqa: BLE001 - as it is, it would end the event loop
+                give = functools.partial(_reject, answer, RuntimeError(f"the payloads ended by {error!r}"))
+            with contextlib.suppress(RuntimeError):  # The loop is closed: nobody waits any more.
+                answer.get_loop().call_soon_threadsafe(give)
+
+
+def _resolve(answer: asyncio.Future[object], item: object) -> None:
+    if not answer.done():
+        answer.set_result(item)
+
+
+def _reject(answer: asyncio.Future[object], error: Exception) -> None:
+    if not answer.done():
+        answer.set_exception(error)

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import contextlib
+import copy
 import os
 import random
 from typing import TYPE_CHECKING, Literal, Self, overload
 
 from lambent import conversion, deployment, retry
-from lambent.connection import Connection
+from lambent.connection import Connection, client_closed
 from lambent.endpoint import discover
-from lambent.errors import (
-    DeadlineExceededError,
-    InvalidParameterError,
-    LambentError,
-    ServiceError,
-    UnavailableError,
-)
+from lambent.errors import DeadlineExceededError, LambentError, ServiceError
 from lambent.functions import Functions
 from lambent.map_run import MapRun
+from lambent.opening import LONGEST_CALL_S, make_opening, timeout_us
 from lambent.payloads import encode_payload, function_error
+from lambent.retry import Retries
 from lambent.rpc_errors import from_frame
 from lambent.session import Session
 from lambent.stream import ResponseStream
@@ -35,32 +32,27 @@ from lambent.v1 import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Mapping
     from pathlib import Path
     from types import TracebackType
 
     from lambent.endpoint import Endpoint
-    from lambent.functions import Code, UploadProgress
+    from lambent.functions import Code
     from lambent.map_run import MapProgress
     from lambent.results import ClusterStatus, Function, InvokeResult, LogEvent, Node
     from lambent.retry import RetryPolicy
-
-_LONGEST_CALL_S = 960.0
-"""Bound of a call without a timeout of its own: 900 s is the longest that a function runs, the rest is for waiting,
-init and the way."""
+    from lambent.upload import UploadProgress
 
 _GRACE_S = 2.0
 """How much longer than the cluster the client waits, so that the cluster's own answer, which says more, comes first."""
-
-_CLIENT_CONTEXT_BYTES = 3_583
-"""Largest client context (AWS Lambda, `X-Amz-Client-Context`)."""
 
 
 class AsyncClient:
     """Talks to a Lambent cluster. Use it as an async context manager, on one event loop.
 
     Nothing is sent before the first call. Without arguments it finds the cluster that `lambent up` started on this
-    machine, or the one named by LAMBENT_ENDPOINT and LAMBENT_TOKEN.
+    machine, or the one named by LAMBENT_ENDPOINT and LAMBENT_TOKEN. A call that finds nobody is tried again for some
+    10 s, so that a scheduler may restart.
 
     Args:
         endpoint: `host:port` of a scheduler.
@@ -89,6 +81,7 @@ class AsyncClient:
         self._connection: Connection | None = None
         self._session: Session | None = None
         self._opening_session: asyncio.Lock = asyncio.Lock()
+        self._not_opened: tuple[int, ServiceError | None] = (0, None)
         self._closed = False
 
     async def __aenter__(self) -> Self:
@@ -141,8 +134,14 @@ class AsyncClient:
             DeadlineExceededError: `timeout_s` ran out.
             ServiceError: Anything else that failed outside the function.
         """
-        opening = self._opening(
-            name, qualifier, timeout_s, log_tail=log_tail, client_context=client_context, traceparent=traceparent
+        opening = make_opening(
+            self._account,
+            name,
+            qualifier,
+            timeout_s,
+            log_tail=log_tail,
+            client_context=client_context,
+            traceparent=traceparent,
         )
         return await self._call(opening, encode_payload(payload), timeout_s, idempotent=idempotent, policy=retry.INVOKE)
 
@@ -161,13 +160,19 @@ class AsyncClient:
 
         Arguments and errors are those of `invoke`; errors come from the iteration.
         """
-        opening = self._opening(
-            name, qualifier, timeout_s, log_tail=log_tail, client_context=client_context, traceparent=traceparent
+        opening = make_opening(
+            self._account,
+            name,
+            qualifier,
+            timeout_s,
+            log_tail=log_tail,
+            client_context=client_context,
+            traceparent=traceparent,
         )
         opening.streaming = True
-        pieces = self._pieces(opening, encode_payload(payload))
+        pieces = self._pieces(opening, encode_payload(payload), timeout_s)
         total_s = None if timeout_s is None else timeout_s + _GRACE_S
-        return ResponseStream(pieces, total_s=total_s, silence_s=_LONGEST_CALL_S)
+        return ResponseStream(pieces, total_s=total_s, silence_s=LONGEST_CALL_S)
 
     @overload
     def map(
@@ -264,7 +269,7 @@ class AsyncClient:
         """Give the machinery under `map`, which hands out answers by the batch; for wrappers."""
 
         async def call(payload: object) -> InvokeResult:
-            opening = self._opening(name, qualifier, timeout_s)
+            opening = make_opening(self._account, name, qualifier, timeout_s)
             return await self._call(
                 opening, encode_payload(payload), timeout_s, idempotent=idempotent, policy=retry.MAP
             )
@@ -280,10 +285,10 @@ class AsyncClient:
             follow: True to go on as more arrives, until the caller stops.
         """
         connection = self._connect()
-        await connection.ready()
         request = log_pb2.TailLogsRequest(
-            account=self._account, function_name=name, since=conversion.duration(since_s), follow=follow
+            account=self._account, function_name=name, since=conversion.duration("since_s", since_s), follow=follow
         )
+        await connection.retrying(connection.ready, idempotent=True)
         call = log_pb2_grpc.LogServiceStub(connection.channel).TailLogs(request, metadata=connection.metadata)
         try:
             async for response in connection.items(aiter(call)):
@@ -361,12 +366,16 @@ class AsyncClient:
             ephemeral_storage_mib=ephemeral_storage_mib,
             description=description,
         )
-        function = await deployment.deploy(
-            self.functions, name, code, wanted, requirements=requirements, on_progress=on_progress
+        return await deployment.deploy(
+            self.functions,
+            name,
+            code,
+            wanted,
+            requirements=requirements,
+            publish=publish,
+            alias=alias,
+            on_progress=on_progress,
         )
-        if publish or alias:
-            function = await deployment.publish(self.functions, name, alias)
-        return function
 
     async def _call(
         self,
@@ -379,8 +388,8 @@ class AsyncClient:
     ) -> InvokeResult:
         """Invoke, and again where that is safe. This is the hot path: no task, no lock, one timer."""
         clock = asyncio.get_running_loop().time
-        deadline = clock() + (_LONGEST_CALL_S if timeout_s is None else timeout_s + _GRACE_S)
-        attempt = 1
+        deadline = clock() + (LONGEST_CALL_S if timeout_s is None else timeout_s + _GRACE_S)
+        retries: Retries | None = None
         try:
             async with asyncio.timeout_at(deadline):
                 while True:
@@ -393,17 +402,15 @@ class AsyncClient:
                             raise from_frame(end.service_error)
                         break
                     except ServiceError as error:
-                        wait_s = policy.wait_s(attempt, random.random())  # noqa: S311 - jitter, not a secret
-                        left_s = deadline - _GRACE_S - clock() - wait_s
-                        if left_s <= 0 or not policy.may_retry(error, attempt, idempotent=idempotent):
-                            raise
+                        if retries is None:
+                            retries = Retries(policy, idempotent=idempotent, deadline=deadline - _GRACE_S)
+                        wait_s = self._wait_s(retries, error)
                     await asyncio.sleep(wait_s)
-                    attempt += 1
                     if timeout_s is not None:
-                        opening.timeout_us = _timeout_us(left_s)
+                        opening.timeout_us = timeout_us(deadline - _GRACE_S - clock())
         except TimeoutError as error:
             raise DeadlineExceededError(
-                f"function {opening.function_name!r} gave no answer within {timeout_s or _LONGEST_CALL_S:g} s; "
+                f"function {opening.function_name!r} gave no answer within {timeout_s or LONGEST_CALL_S:g} s; "
                 "the invocation was cancelled",
                 dispatched=True,
             ) from error
@@ -413,95 +420,78 @@ class AsyncClient:
         return conversion.invoke_result(answer, report)
 
     async def _pieces(
-        self, opening: invocation_pb2.InvocationOpen, body: bytes
-    ) -> AsyncIterator[bytes | frame_pb2.End]:
-        """Stream, and once more from the beginning while nothing was dispatched."""
-        attempt = 1
-        received = False
+        self, opening: invocation_pb2.InvocationOpen, body: bytes, timeout_s: float | None
+    ) -> AsyncGenerator[bytes | frame_pb2.End, None]:
+        """Stream, and again from the beginning while nothing was dispatched."""
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + (LONGEST_CALL_S if timeout_s is None else timeout_s)
+        retries = Retries(retry.INVOKE, idempotent=False, deadline=deadline)
         while True:
+            received = False
             try:
                 session = self._session
                 if session is None or session.closed:
                     session = await self._open_session()
-                async for item in session.stream(opening, body):
-                    if isinstance(item, frame_pb2.End) and item.HasField("service_error"):
-                        raise from_frame(item.service_error)
-                    received = True
-                    yield item
+                # Closed here, not by the garbage collector: closing is what cancels the invocation.
+                async with contextlib.aclosing(session.stream(opening, body)) as items:
+                    async for item in items:
+                        if isinstance(item, frame_pb2.End) and item.HasField("service_error"):
+                            raise from_frame(item.service_error)
+                        received = True
+                        yield item
             except ServiceError as error:
-                if received or not retry.INVOKE.may_retry(error, attempt, idempotent=False):
+                if received:
                     raise
+                wait_s = self._wait_s(retries, error)
             else:
                 return
-            await asyncio.sleep(retry.INVOKE.wait_s(attempt, random.random()))  # noqa: S311 - jitter, not a secret
-            attempt += 1
+            await asyncio.sleep(wait_s)
+            if timeout_s is not None:
+                opening.timeout_us = timeout_us(deadline - clock())
 
-    def _opening(
-        self,
-        name: str,
-        qualifier: str,
-        timeout_s: float | None,
-        *,
-        log_tail: bool = False,
-        client_context: Mapping[str, object] | None = None,
-        traceparent: str = "",
-    ) -> invocation_pb2.InvocationOpen:
-        opening = invocation_pb2.InvocationOpen(function_name=name)
-        if self._account:
-            opening.account = self._account
-        if qualifier:
-            opening.qualifier = qualifier
-        if timeout_s is not None:
-            if not timeout_s > 0:
-                raise InvalidParameterError(f"timeout_s is {timeout_s}; a call needs more than 0 s")
-            opening.timeout_us = _timeout_us(timeout_s)
-        if log_tail:
-            opening.log_tail = True
-        if client_context is not None:
-            opening.client_context = _encode_context(client_context)
-        if traceparent:
-            opening.traceparent = traceparent
-        return opening
+    def _wait_s(self, retries: Retries, error: ServiceError) -> float:
+        """Give the wait before a call is sent again; raises its error when it is not."""
+        now = asyncio.get_running_loop().time()
+        wait_s = retries.wait_s(error, now, random.random())  # noqa: S311 - jitter, not a secret
+        if wait_s is None or self._closed:
+            raise error
+        return wait_s
 
     def _connect(self) -> Connection:
+        if self._closed:
+            raise client_closed()
         if self._connection is None:
-            if self._closed:
-                raise UnavailableError("this client is closed; make a new one")
             self._connection = Connection(self.endpoint)
         return self._connection
 
     async def _open_session(self) -> Session:
+        attempt, _ = self._not_opened
         async with self._opening_session:
             if self._session is not None and not self._session.closed:
                 return self._session
+            attempts, failure = self._not_opened
+            if attempts != attempt and failure is not None:
+                # Another call has tried while this one waited: the calls of an outage do not wait in a line for it.
+                raise copy.copy(failure)
             lost, self._session = self._session, None
             if lost is not None:
                 await lost.close()
-            connection = self._connect()
-            await connection.ready()
-            stub = invocation_pb2_grpc.InvocationServiceStub(connection.channel)
-            session = Session(stub, connection.metadata)
             try:
-                await session.wait_open()
-            except BaseException:
-                await session.close()
+                self._session = await self._new_session()
+            except ServiceError as error:
+                self._not_opened = (attempts + 1, error)
                 raise
-            self._session = session
-            return session
+            self._not_opened = (attempts, None)
+            return self._session
 
-
-def _timeout_us(timeout_s: float) -> int:
-    # The wire's field has 64 bits; "as long as you like" is the longest call there is. 0 would mean no timeout.
-    return max(1, round(min(timeout_s, _LONGEST_CALL_S) * 1_000_000))
-
-
-def _encode_context(client_context: Mapping[str, object]) -> bytes:
-    try:
-        encoded = json.dumps(client_context, separators=(",", ":")).encode()
-    except (TypeError, ValueError) as error:
-        raise InvalidParameterError(f"client_context cannot be written as JSON: {error}") from error
-    if len(encoded) > _CLIENT_CONTEXT_BYTES:
-        raise InvalidParameterError(
-            f"client_context has {len(encoded)} bytes of JSON; at most {_CLIENT_CONTEXT_BYTES} are allowed"
-        )
-    return encoded
+    async def _new_session(self) -> Session:
+        connection = self._connect()
+        await connection.ready()
+        session = Session(invocation_pb2_grpc.InvocationServiceStub(connection.channel), connection.metadata)
+        try:
+            await session.wait_open()
+            self._connect()  # Raises when the client was closed meanwhile.
+        except BaseException:
+            await session.close()
+            raise
+        return session

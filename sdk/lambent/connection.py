@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from typing import TYPE_CHECKING, TypeVar
 
@@ -15,14 +16,14 @@ from lambent.framing import MAX_MESSAGE_BYTES
 from lambent.rpc_errors import from_rpc_error
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
     from lambent.endpoint import Endpoint
 
 CALL_TIMEOUT_S = 30.0
 """Bound of one control call; the slowest, a page of 10,000 functions, takes about a second."""
 
-_CONNECT_TIMEOUT_S = 5.0
+CONNECT_TIMEOUT_S = 5.0
 """A listener on the same continent answers in well under a second; after this it is called absent."""
 
 _CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
@@ -46,6 +47,32 @@ ItemT = TypeVar("ItemT")
 Metadata = tuple[tuple[str, str], ...]
 
 
+@contextlib.contextmanager
+def transport_errors() -> Iterator[None]:
+    """Turn what the transport raises into our own errors.
+
+    grpc.aio cancels whoever waits for a call of a channel that is closed. The waiting task was not cancelled, and must
+    not look as if it was: in a TaskGroup it would vanish without a word.
+
+    Raises:
+        ServiceError: What the server said, or what the transport met.
+    """
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        raise from_rpc_error(error) from error
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise UnavailableError("the connection was closed during the call", dispatched=True) from error
+
+
+def client_closed() -> UnavailableError:
+    """Give the error of a call on a client that is closed; nothing was dispatched."""
+    return UnavailableError("this client is closed; make a new one")
+
+
 class Connection:
     """A channel with the cluster's token. Make it on the event loop that uses it."""
 
@@ -53,18 +80,21 @@ class Connection:
         self.endpoint = endpoint
         self.channel = grpc.aio.insecure_channel(endpoint.grpc, options=_CHANNEL_OPTIONS)
         self.metadata: Metadata = (("authorization", f"Bearer {endpoint.token}"),) if endpoint.token else ()
+        self._closed = False
 
     async def ready(self) -> None:
         """Return once the channel is connected.
 
         Raises:
-            UnavailableError: Nothing answers there; nothing was dispatched.
+            UnavailableError: Nothing answers there, or the connection was closed; nothing was dispatched.
         """
+        if self._closed:
+            raise client_closed()
         try:
-            async with asyncio.timeout(_CONNECT_TIMEOUT_S):
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 await self._wait_until_connected()
         except TimeoutError as error:
-            raise self._absent(f"no answer within {_CONNECT_TIMEOUT_S:.0f} s") from error
+            raise self._absent(f"no answer within {CONNECT_TIMEOUT_S:.0f} s") from error
 
     async def unary(
         self,
@@ -89,41 +119,46 @@ class Connection:
 
     async def retrying(self, call: Callable[[], Awaitable[ResponseT]], *, idempotent: bool) -> ResponseT:
         """Make a call again, with jittered back-off, while that is safe and may help."""
-        attempt = 1
+        clock = asyncio.get_running_loop().time
+        retries = retry.Retries(retry.INVOKE, idempotent=idempotent)
         while True:
             try:
                 return await call()
             except ServiceError as error:
-                if not retry.INVOKE.may_retry(error, attempt, idempotent=idempotent):
+                wait_s = retries.wait_s(error, clock(), random.random())  # noqa: S311 - jitter, not a secret
+                if wait_s is None or self._closed:
                     raise
-            await asyncio.sleep(retry.INVOKE.wait_s(attempt, random.random()))  # noqa: S311 - jitter, not a secret
-            attempt += 1
+            await asyncio.sleep(wait_s)
 
     async def _once(
         self, method: grpc.aio.UnaryUnaryMultiCallable[RequestT, ResponseT], request: RequestT, timeout_s: float
     ) -> ResponseT:
         await self.ready()
-        try:
-            return await method(request, timeout=timeout_s, metadata=self.metadata)
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from error
+        with transport_errors():
+            # A connection lost since then is waited for: a call that never left is not taken for one that may have run.
+            return await method(request, timeout=timeout_s, metadata=self.metadata, wait_for_ready=True)
 
     async def items(self, stream: AsyncIterator[ItemT]) -> AsyncIterator[ItemT]:
         """Pass on a server's stream."""
-        try:
-            async for item in stream:
-                yield item
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from error
+        while True:
+            with transport_errors():
+                try:
+                    item = await anext(stream)
+                except StopAsyncIteration:
+                    return
+            yield item
 
     async def close(self) -> None:
         """Close the channel; calls in flight fail."""
+        self._closed = True
         await self.channel.close()
 
     async def _wait_until_connected(self) -> None:
         state = self.channel.get_state(try_to_connect=True)
         while state is not grpc.ChannelConnectivity.READY:
-            if state in (grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN):
+            if state is grpc.ChannelConnectivity.SHUTDOWN:
+                raise client_closed()
+            if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
                 raise self._absent("the connection was refused")
             await self.channel.wait_for_state_change(state)
             state = self.channel.get_state(try_to_connect=True)

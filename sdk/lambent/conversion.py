@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from google.protobuf.duration_pb2 import Duration
 
+from lambent.errors import InvalidParameterError
 from lambent.results import (
     Alias,
     ClusterStatus,
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from google.protobuf.timestamp_pb2 import Timestamp
 
     from lambent.v1 import cluster_pb2, frame_pb2, log_pb2
+
+_LONGEST_DURATION_S = 315_576_000_000
+"""Some 10,000 years (google.protobuf.Duration)."""
 
 _STATES = {
     function_pb2.FUNCTION_STATE_PENDING: FunctionState.PENDING,
@@ -138,11 +142,7 @@ def cluster_status(message: cluster_pb2.GetStatusResponse) -> ClusterStatus:
 
 
 def log_events(batch: log_pb2.LogBatch) -> Iterator[LogEvent]:
-    """Read the lines of one batch; lines that were dropped before them show as a line of their own."""
-    if batch.dropped_events:
-        at = time(batch.events[0].event_time) if batch.events else datetime.now(UTC)
-        message = f"platform.logsDropped {batch.dropped_events} lines, {batch.dropped_bytes} bytes"
-        yield LogEvent(at, message, batch.log_stream, batch.node_id)
+    """Read the lines of one batch. Where lines were dropped, one of them is the node's `platform.logsDropped`."""
     for event in batch.events:
         yield LogEvent(time(event.event_time), event.message, batch.log_stream, batch.node_id)
 
@@ -152,10 +152,16 @@ def time(stamp: Timestamp) -> datetime:
     return stamp.ToDatetime(tzinfo=UTC)
 
 
-def duration(seconds: float | None) -> Duration | None:
-    """Write a duration, to the microsecond; None stays unset."""
+def duration(name: str, seconds: float | None) -> Duration | None:
+    """Write a duration, to the microsecond; None stays unset.
+
+    Raises:
+        InvalidParameterError: It is no number, or longer than a duration can be.
+    """
     if seconds is None:
         return None
+    if not abs(seconds) <= _LONGEST_DURATION_S:  # Not a number compares as false.
+        raise InvalidParameterError(f"{name} is {seconds}, which is no time span")
     message = Duration()
     message.FromMicroseconds(round(seconds * 1_000_000))
     return message

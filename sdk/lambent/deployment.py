@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from lambent.errors import FunctionNotFoundError, InvalidParameterError, ResourceNotFoundError
-from lambent.functions import default_runtime
+from lambent.errors import (
+    FunctionNotFoundError,
+    InvalidParameterError,
+    PreconditionFailedError,
+    ResourceConflictError,
+    ResourceNotFoundError,
+    UnavailableError,
+)
+from lambent.functions import default_runtime, settled, succeeded
 from lambent.packaging import CodePackage, build_package
+from lambent.retry import RetryPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-    from lambent.functions import Code, Functions, UploadProgress
+    from lambent.functions import Code, Functions
     from lambent.results import Function
+    from lambent.upload import UploadProgress
+
+_CROSSING = RetryPolicy(attempts=10, base_s=0.02, cap_s=1.0)
+"""Deployments of one function that cross: each round one of them gets its way, and who waits lets it end."""
 
 ValueT = TypeVar("ValueT")
 
@@ -53,53 +66,97 @@ async def deploy(
     wanted: Wanted,
     *,
     requirements: Path | str | Iterable[str] | None,
+    publish: bool,
+    alias: str,
     on_progress: UploadProgress | None,
 ) -> Function:
-    """Create or update, and wait until the function is ACTIVE and nothing is in progress."""
+    """Bring a function to a wanted state, wait until it is ACTIVE, and publish it when asked to.
+
+    Every step compares what is there first, and every change names the revision that it is made on. So a step that met
+    another deployment, or whose answer was lost, is settled by looking again.
+
+    Returns:
+        The published version, or $LATEST.
+
+    Raises:
+        ResourceConflictError: The update failed, or others change the function all the time.
+        PreconditionFailedError: The same.
+    """
+    deploying = _Deployment(functions, name, wanted, publish=publish or bool(alias), alias=alias)
     if isinstance(code, CodePackage):
-        return await _deploy_package(functions, name, code, wanted, on_progress)
+        return await deploying.run(code, on_progress)
     runtime = wanted.runtime or default_runtime()
     with await asyncio.to_thread(build_package, code, requirements=requirements, runtime=runtime) as package:
-        return await _deploy_package(functions, name, package, wanted, on_progress)
+        return await deploying.run(package, on_progress)
 
 
-async def publish(functions: Functions, name: str, alias: str) -> Function:
-    """Publish a version, and put the alias on it if one is named."""
-    version = await functions.publish_version(name)
-    if alias:
+@dataclass(frozen=True, slots=True)
+class _Deployment:
+    functions: Functions
+    name: str
+    wanted: Wanted
+    publish: bool
+    alias: str
+
+    async def run(self, package: CodePackage, on_progress: UploadProgress | None) -> Function:
+        looks = 1
+        while True:
+            try:
+                function = await self._converge(package, on_progress)
+                if self.publish and not function.failed:
+                    return await self._publish(function)
+                break
+            except (ResourceConflictError, PreconditionFailedError):
+                if looks == _CROSSING.attempts:
+                    raise
+            except UnavailableError as error:
+                if looks == _CROSSING.attempts or not error.dispatched:
+                    raise
+            await asyncio.sleep(_CROSSING.wait_s(looks, random.random()))  # noqa: S311 - jitter, not a secret
+            looks += 1
+        return succeeded(function)
+
+    async def _converge(self, package: CodePackage, on_progress: UploadProgress | None) -> Function:
+        """Create the function, or change what differs; what failed before is made anew."""
         try:
-            current = await functions.get_alias(name, alias)
+            function = await settled(self.functions, self.name)
+        except FunctionNotFoundError:
+            await _create(self.functions, self.name, package, self.wanted, on_progress)
+            function = await settled(self.functions, self.name)
+        if function.code_sha256 != package.sha256 or function.failed:
+            await self.functions.update_code(
+                self.name, package, revision_id=function.revision_id, on_progress=on_progress
+            )
+            function = await settled(self.functions, self.name)
+        changes = self.wanted.changes(function)
+        if changes != Wanted() and not function.failed:
+            await self.functions.update_configuration(self.name, **asdict(changes), revision_id=function.revision_id)
+            function = await settled(self.functions, self.name)
+        if function.code_sha256 != package.sha256:
+            raise ResourceConflictError(f"function {self.name!r} was given other code in the middle of this deployment")
+        return function
+
+    async def _publish(self, function: Function) -> Function:
+        """Publish this very revision, and put the alias on it if one is named."""
+        version = await self.functions.publish_version(
+            self.name, code_sha256=function.code_sha256, revision_id=function.revision_id
+        )
+        if not self.alias:
+            return version
+        try:
+            current = await self.functions.get_alias(self.name, self.alias)
         except ResourceNotFoundError:  # The function is there: a version of it was just published.
-            await functions.create_alias(name, alias, function_version=version.version)
-        else:
-            if current.function_version != version.version or current.additional_version_weights:
-                await functions.update_alias(
-                    name,
-                    alias,
-                    function_version=version.version,
-                    additional_version_weights={},
-                    revision_id=current.revision_id,
-                )
-    return version
-
-
-async def _deploy_package(
-    functions: Functions, name: str, package: CodePackage, wanted: Wanted, on_progress: UploadProgress | None
-) -> Function:
-    try:
-        await functions.get(name)
-    except FunctionNotFoundError:
-        await _create(functions, name, package, wanted, on_progress)
-        return await functions.wait_until_settled(name)
-    function = await functions.wait_until_settled(name)
-    if function.code_sha256 != package.sha256:
-        await functions.update_code(name, package, on_progress=on_progress)
-        function = await functions.wait_until_settled(name)
-    changes = wanted.changes(function)
-    if changes != Wanted():
-        await functions.update_configuration(name, **asdict(changes))
-        function = await functions.wait_until_settled(name)
-    return function
+            await self.functions.create_alias(self.name, self.alias, function_version=version.version)
+            return version
+        if current.function_version != version.version or current.additional_version_weights:
+            await self.functions.update_alias(
+                self.name,
+                self.alias,
+                function_version=version.version,
+                additional_version_weights={},
+                revision_id=current.revision_id,
+            )
+        return version
 
 
 async def _create(

@@ -16,6 +16,9 @@ ENDPOINT_VARIABLE = "LAMBENT_ENDPOINT"
 TOKEN_VARIABLE = "LAMBENT_TOKEN"  # noqa: S105 - the variable's name
 DATA_DIR_VARIABLE = "LAMBENT_DATA_DIR"
 
+_LOOPBACK = ("127.0.0.1", "[::1]")
+"""Addresses that `localhost` means (RFC 6761)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
@@ -73,9 +76,14 @@ def discover(
         local = _local_cluster(directory)
         return Endpoint(local.grpc, token or _read_token(directory), local.http, directory)
     _check_address(endpoint)
-    if not token and (data_dir or _is_local(endpoint, directory)):
-        token = _read_token(directory)
-    return Endpoint(endpoint, token)
+    if token:
+        return Endpoint(endpoint, token)
+    if data_dir:
+        return Endpoint(endpoint, _read_token(directory))
+    # The cluster's own address goes first: `localhost` may also lead to where another user listens.
+    if (own := _matching_local(endpoint, directory)) is not None:
+        return Endpoint(own.grpc, _read_token(directory))
+    return Endpoint(endpoint)
 
 
 def _local_cluster(directory: Path) -> Endpoint:
@@ -85,8 +93,8 @@ def _local_cluster(directory: Path) -> Endpoint:
         return Endpoint(grpc=str(described["grpc"]), http=str(described.get("http") or ""))
     except FileNotFoundError as error:
         raise UnavailableError(
-            f"no Lambent cluster runs with data directory {directory}; start one with `lambent up`, or name one by "
-            f"--endpoint or {ENDPOINT_VARIABLE}"
+            f"no Lambent cluster runs with data directory {directory}; start one with `lambent up`, or name one, such "
+            f"as another user's, by {ENDPOINT_VARIABLE} and {TOKEN_VARIABLE}"
         ) from error
     except PermissionError as error:
         raise PermissionDeniedError(f"{path} cannot be read: the cluster belongs to another user") from error
@@ -94,11 +102,16 @@ def _local_cluster(directory: Path) -> Endpoint:
         raise UnavailableError(f"{path} does not describe a cluster; restart it with `lambent up`") from error
 
 
-def _is_local(endpoint: str, directory: Path) -> bool:
+def _matching_local(endpoint: str, directory: Path) -> Endpoint | None:
+    """Give the cluster of this machine if it is the one that is named."""
     try:
-        return _local_cluster(directory).grpc == endpoint
+        local = _local_cluster(directory)
     except (UnavailableError, PermissionDeniedError):
-        return False
+        return None
+    host, _, port = endpoint.rpartition(":")
+    own_host, _, own_port = local.grpc.rpartition(":")
+    same_host = host == own_host or (host.lower() == "localhost" and own_host in _LOOPBACK)
+    return local if same_host and int(port) == int(own_port) else None
 
 
 def _read_token(directory: Path) -> str:

@@ -64,13 +64,16 @@ class FunctionError(LambentError):
         payload: bytes = b"",
         log_tail: bytes = b"",
     ) -> None:
-        super().__init__(f"{error_type}: {error_message}")
+        super().__init__(error_type, error_message)  # What pickle makes it of again: an answer crosses processes.
         self.error_type = error_type
         self.error_message = error_message
         self.stack_trace = stack_trace
         self.request_id = request_id
         self.payload = payload
         self.log_tail = log_tail
+
+    def __str__(self) -> str:
+        return f"{self.error_type}: {self.error_message}"
 
 
 class ServiceError(LambentError):

@@ -6,18 +6,14 @@ import asyncio
 import sys
 from typing import TYPE_CHECKING
 
-import grpc.aio
-
-from lambent import conversion
+from lambent import conversion, upload
 from lambent.errors import (
     DeadlineExceededError,
     InvalidParameterError,
-    PreconditionFailedError,
     ResourceConflictError,
 )
 from lambent.packaging import CodePackage, build_package
-from lambent.results import FunctionState
-from lambent.rpc_errors import from_rpc_error
+from lambent.results import FunctionState, LastUpdateStatus
 from lambent.v1 import function_pb2, function_pb2_grpc
 
 if TYPE_CHECKING:
@@ -26,12 +22,9 @@ if TYPE_CHECKING:
 
     from lambent.connection import Connection
     from lambent.results import Alias, Function
+    from lambent.upload import UploadProgress
 
     Code = Path | str | bytes | CodePackage
-    UploadProgress = Callable[[int, int], None]
-
-_UPLOAD_TIMEOUT_S = 600.0
-"""50 MB over a line of 1 Mbit/s."""
 
 _SETTLE_TIMEOUT_S = 30.0
 """A function settles in under a second; half a minute means that something is wrong."""
@@ -100,9 +93,9 @@ class Functions:
                 role=role,
                 handler=handler,
                 description=description,
-                timeout=conversion.duration(timeout_s),
-                memory_mib=_natural("memory_mib", memory_mib or 0),
-                ephemeral_storage_mib=_natural("ephemeral_storage_mib", ephemeral_storage_mib or 0),
+                timeout=conversion.duration("timeout_s", timeout_s),
+                memory_mib=_size("memory_mib", memory_mib),
+                ephemeral_storage_mib=_size("ephemeral_storage_mib", ephemeral_storage_mib),
                 environment_variables=environment,
                 code_sha256=stored,
                 publish=publish,
@@ -210,7 +203,7 @@ class Functions:
                 role=role,
                 handler=handler,
                 description=description,
-                timeout=conversion.duration(timeout_s),
+                timeout=conversion.duration("timeout_s", timeout_s),
                 memory_mib=None if memory_mib is None else _natural("memory_mib", memory_mib),
                 ephemeral_storage_mib=None
                 if ephemeral_storage_mib is None
@@ -395,25 +388,13 @@ class Functions:
         await connection.unary(stub.DeleteFunctionConcurrency, request, idempotent=True)
 
     async def wait_until_settled(self, name: str, *, timeout_s: float = _SETTLE_TIMEOUT_S) -> Function:
-        """Return once the function is ACTIVE and no update is in progress.
+        """Return once the function is ACTIVE and its last update has succeeded.
 
         Raises:
-            ResourceConflictError: The function is FAILED; says why.
+            ResourceConflictError: It could not be made, or its last update failed; says why.
             DeadlineExceededError: It did not settle in time.
         """
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout_s
-        pause_s = _FIRST_POLL_S
-        while True:
-            function = await self.get(name)
-            if function.state is FunctionState.FAILED:
-                raise ResourceConflictError(f"function {name!r} could not be made: {function.state_reason}")
-            if function.settled:
-                return function
-            if loop.time() + pause_s > deadline:
-                raise DeadlineExceededError(f"function {name!r} did not become active within {timeout_s:g} s")
-            await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, _LAST_POLL_S)
+        return succeeded(await settled(self, name, timeout_s))
 
     async def upload_code(
         self,
@@ -432,32 +413,11 @@ class Functions:
             InvalidCodeError: Not a sound package.
             CodeTooLargeError: Over a limit.
         """
-        if isinstance(code, CodePackage):
-            return await self._upload(code, on_progress)
-        with await asyncio.to_thread(build_package, code, requirements=requirements, runtime=runtime) as package:
-            return await self._upload(package, on_progress)
-
-    async def _upload(self, package: CodePackage, on_progress: UploadProgress | None) -> str:
         connection, stub = self._stub()
-
-        async def send() -> str:
-            await connection.ready()
-            try:
-                reply = await stub.UploadCode(
-                    _upload_requests(package, self._account, on_progress),
-                    timeout=_UPLOAD_TIMEOUT_S,
-                    metadata=connection.metadata,
-                )
-            except grpc.aio.AioRpcError as error:
-                raise from_rpc_error(error) from error
-            if reply.code_sha256 != package.sha256:
-                raise PreconditionFailedError(
-                    f"the code arrived as {reply.code_sha256} instead of {package.sha256}; send it again"
-                )
-            return reply.code_sha256
-
-        # The same bytes stored twice are stored once.
-        return await connection.retrying(send, idempotent=True)
+        if isinstance(code, CodePackage):
+            return await upload.send(connection, stub, code, self._account, on_progress)
+        with await asyncio.to_thread(build_package, code, requirements=requirements, runtime=runtime) as package:
+            return await upload.send(connection, stub, package, self._account, on_progress)
 
     async def _only_alias(self, name: str) -> Alias:
         aliases = [alias async for alias in self.list_aliases(name)]
@@ -487,14 +447,40 @@ def _natural(described: str, value: int) -> int:
     return value
 
 
-async def _upload_requests(
-    package: CodePackage, account: str, on_progress: UploadProgress | None
-) -> AsyncIterator[function_pb2.UploadCodeRequest]:
-    chunks = package.chunks()
-    sent_bytes = 0
-    while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
-        yield function_pb2.UploadCodeRequest(account=account, chunk=chunk)
-        # Asked for the next piece: gRPC has taken this one.
-        sent_bytes += len(chunk)
-        if on_progress is not None:
-            on_progress(sent_bytes, package.size_bytes)
+def _size(described: str, value: int | None) -> int:
+    """Give a size as a creation's field has it, where 0 means the default: so a given 0 cannot travel."""
+    if value == 0:
+        raise InvalidParameterError(f"{described} is 0; give None for the default")
+    return 0 if value is None else _natural(described, value)
+
+
+async def settled(functions: Functions, name: str, timeout_s: float = _SETTLE_TIMEOUT_S) -> Function:
+    """Return once neither creation nor an update of a function is under way, however it ended.
+
+    Raises:
+        DeadlineExceededError: It did not settle in time.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout_s
+    pause_s = _FIRST_POLL_S
+    while not (function := await functions.get(name)).settled:
+        if loop.time() + pause_s > deadline:
+            raise DeadlineExceededError(f"function {name!r} did not become active within {timeout_s:g} s")
+        await asyncio.sleep(pause_s)
+        pause_s = min(2 * pause_s, _LAST_POLL_S)
+    return function
+
+
+def succeeded(function: Function) -> Function:
+    """Give the function back when its creation and its last update went well.
+
+    Raises:
+        ResourceConflictError: They did not; says why.
+    """
+    if function.state is FunctionState.FAILED:
+        raise ResourceConflictError(f"function {function.function_name!r} could not be made: {function.state_reason}")
+    if function.last_update_status is LastUpdateStatus.FAILED:
+        raise ResourceConflictError(
+            f"the last update of function {function.function_name!r} failed: {function.last_update_status_reason}"
+        )
+    return function

@@ -64,6 +64,8 @@ class MapRun:
         self._early: dict[int, Outcome] = {}
         self._next_index = 0
         self._arrived = asyncio.Event()
+        self._in_flight = 0
+        self._failure: Exception | None = None
         self._workers: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
@@ -84,12 +86,13 @@ class MapRun:
         """Wait for at least one outcome and give all that are ready; an empty list is the end.
 
         Raises:
-            Exception: What the payloads' iterator raised, once everything before it was given.
+            Exception: What the payloads' iterator or `on_progress` raised, once every call that was under way was
+                given. No further call is made.
         """
         while not self._ready:
+            if self._failure is not None and not self._in_flight:
+                raise self._failure
             if all(worker.done() for worker in self._workers):
-                for worker in self._workers:
-                    worker.result()
                 return []
             self._arrived.clear()
             await self._arrived.wait()
@@ -100,20 +103,31 @@ class MapRun:
         return batch
 
     async def _work(self) -> None:
-        while True:
-            await self._window.acquire()
-            async with self._taking:
-                try:
-                    payload = await anext(self._payloads)
-                except StopAsyncIteration:
-                    return
-                index = self._taken
-                self._taken += 1
-            try:
-                outcome: Outcome = await self._call(payload)
-            except LambentError as error:
-                outcome = error
-            self._put(index, outcome)
+        try:
+            while self._failure is None:
+                await self._window.acquire()
+                async with self._taking:
+                    if self._failure is not None:
+                        return
+                    try:
+                        payload = await anext(self._payloads)
+                    except StopAsyncIteration:
+                        return
+                    index = self._taken
+                    self._taken += 1
+                await self._run_one(index, payload)
+        except Exception as error:  # noqa: BLE001 - raised to the caller by next_batch
+            self._failure = self._failure or error
+
+    async def _run_one(self, index: int, payload: object) -> None:
+        self._in_flight += 1
+        try:
+            outcome: Outcome = await self._call(payload)
+        except LambentError as error:
+            outcome = error
+        finally:
+            self._in_flight -= 1
+        self._put(index, outcome)
 
     def _put(self, index: int, outcome: Outcome) -> None:
         self._ended += 1

@@ -14,7 +14,7 @@ import tempfile
 import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Self
+from typing import IO, TYPE_CHECKING, NoReturn, Self
 
 from lambent.errors import CodeTooLargeError, InvalidCodeError
 from lambent.requirements import install_requirements
@@ -155,11 +155,12 @@ def folder_entries(root: Path) -> list[Entry]:
     Links to files inside the folder are followed.
 
     Raises:
-        InvalidCodeError: A link leads out of the folder or to a folder, or a file is a device, pipe or socket.
+        InvalidCodeError: A link leads out of the folder or to a folder, a file is a device, pipe or socket, or a folder
+            cannot be read.
     """
     resolved_root = root.resolve()
     entries: list[Entry] = []
-    for directory, folders, files in os.walk(root):
+    for directory, folders, files in os.walk(root, onerror=_unreadable):
         here = Path(directory)
         folders[:] = sorted(name for name in folders if not _skip_folder(here / name))
         for name in folders:
@@ -180,19 +181,20 @@ def write_zip(entries: Iterable[Entry], file: IO[bytes]) -> None:
         CodeTooLargeError: A limit is passed; nothing further is written.
     """
     by_name = {entry.name: entry for entry in entries}
-    unzipped_bytes = 0
+    left_bytes = MAX_UNZIPPED_BYTES
+    _check_unzipped_size(left_bytes - sum(_size(entry) for entry in by_name.values()))
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
         for name in sorted(by_name):
             entry = by_name[name]
-            content = entry.content if isinstance(entry.content, bytes) else _read(entry.content)
-            unzipped_bytes += len(content)
-            if unzipped_bytes > MAX_UNZIPPED_BYTES:
-                raise CodeTooLargeError(f"Unzipped size must be smaller than {MAX_UNZIPPED_BYTES} bytes")
             info = zipfile.ZipInfo(name, _EPOCH)
             info.create_system = _UNIX
             info.compress_type = zipfile.ZIP_DEFLATED
             info.external_attr = (stat.S_IFREG | (0o755 if entry.executable else 0o644)) << 16
-            archive.writestr(info, content)
+            with archive.open(info, "w") as target:
+                for block in _blocks(entry.content):
+                    left_bytes -= len(block)
+                    _check_unzipped_size(left_bytes)  # A file may have grown since it was looked at.
+                    target.write(block)
             _check_zip_size(file.tell())
 
 
@@ -212,8 +214,8 @@ def _zip_to_package(entries: list[Entry]) -> CodePackage:
 def _open_zip(file: IO[bytes], described: str) -> CodePackage:
     try:
         _check_zip(file, described)
+        _check_zip_size(file.seek(0, os.SEEK_END))
         package = CodePackage(file)
-        _check_zip_size(package.size_bytes)
     except BaseException:
         file.close()
         raise
@@ -235,21 +237,48 @@ def _check_zip_size(size_bytes: int) -> None:
         raise CodeTooLargeError(f"Zipped size must be smaller than {MAX_ZIP_BYTES} bytes")
 
 
+def _check_unzipped_size(left_bytes: int) -> None:
+    if left_bytes < 0:
+        raise CodeTooLargeError(f"Unzipped size must be smaller than {MAX_UNZIPPED_BYTES} bytes")
+
+
 def _skip_folder(path: Path) -> bool:
     # A virtual environment may have any name; this file is what makes it one (PEP 405).
-    return path.name in _SKIPPED_FOLDERS or (path / "pyvenv.cfg").exists()
+    return path.name in _SKIPPED_FOLDERS or os.path.exists(path / "pyvenv.cfg")  # False where it cannot be read
 
 
 def _file_entry(root: Path, resolved_root: Path, path: Path) -> Entry:
     if path.is_symlink() and not path.resolve().is_relative_to(resolved_root):
         raise InvalidCodeError(f"{path} is a link that leads out of {root}; put the file itself in its place")
-    if not path.is_file():
+    try:
+        regular = path.is_file()
+    except OSError as error:
+        _unreadable(error)
+    if not regular:
         raise InvalidCodeError(f"{path} is not a regular file; a package holds files only")
     return Entry(path.relative_to(root).as_posix(), path, executable=os.access(path, os.X_OK))
 
 
-def _read(path: Path) -> bytes:
+def _size(entry: Entry) -> int:
+    if isinstance(entry.content, bytes):
+        return len(entry.content)
     try:
-        return path.read_bytes()
+        return entry.content.stat().st_size
     except OSError as error:
-        raise InvalidCodeError(f"{path} cannot be read: {error.strerror}") from error
+        _unreadable(error)
+
+
+def _blocks(content: Path | bytes) -> Iterator[bytes]:
+    if isinstance(content, bytes):
+        yield content
+        return
+    try:
+        with content.open("rb") as file:
+            while block := file.read(_CHUNK_BYTES):
+                yield block
+    except OSError as error:
+        _unreadable(error)
+
+
+def _unreadable(error: OSError) -> NoReturn:
+    raise InvalidCodeError(f"{error.filename} cannot be read: {error.strerror}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import re
 import shutil
@@ -19,12 +20,15 @@ if TYPE_CHECKING:
 _TIMEOUT_S = 600.0
 """Large wheels over a slow line; longer than this is a hang."""
 
+_INSTALLERS_NOTES = ("INSTALLER", "REQUESTED", "direct_url.json")
+"""What an installer says of itself in a `.dist-info` folder: who it was, what it was asked for, and the path or URL."""
+
 _ERROR_LINES = 15
 """Lines of the installer's complaint that go into the error: the cause stands at the end."""
 
 
 def install_requirements(requirements: Path | str | Iterable[str], target: Path, runtime: str) -> None:
-    """Install requirements into `target`, without byte code and scripts, which differ between machines. Blocks.
+    """Install requirements into `target`, without what differs between machines: byte code, scripts, notes. Blocks.
 
     When the runtime's version is not this interpreter's, only wheels are taken: a source distribution would be built
     for the wrong version.
@@ -81,8 +85,26 @@ def _install(listed: Path, target: Path, version: str) -> None:
         raise InvalidCodeError(f"installing the requirements for Python {version} failed:\n{tail}") from error
     except subprocess.TimeoutExpired as error:
         raise InvalidCodeError(f"installing the requirements took longer than {_TIMEOUT_S:.0f} s") from error
+    _remove_traces(target)
+
+
+def _remove_traces(target: Path) -> None:
+    """Remove what tells of this machine, so that the same requirements give the same package everywhere."""
     # Scripts name this machine's interpreter in their first line.
     shutil.rmtree(target / "bin", ignore_errors=True)
+    for metadata in target.glob("*.dist-info"):
+        for note in _INSTALLERS_NOTES:
+            (metadata / note).unlink(missing_ok=True)
+        record = metadata / "RECORD"
+        if not record.is_file():
+            continue
+        with record.open(newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.reader(file) if row]
+        with record.open("w", newline="", encoding="utf-8") as file:
+            # Digests of the removed scripts would still differ; pip names them by a way out of the folder.
+            csv.writer(file, lineterminator="\n").writerows(
+                sorted(row for row in rows if not row[0].startswith("../") and (target / row[0]).exists())
+            )
 
 
 def _python_version(runtime: str) -> str:

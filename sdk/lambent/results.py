@@ -112,6 +112,11 @@ class Function:
         """True when neither creation nor an update is under way."""
         return self.state is not FunctionState.PENDING and self.last_update_status is not LastUpdateStatus.IN_PROGRESS
 
+    @property
+    def failed(self) -> bool:
+        """True when creation or the last update failed; new code mends it."""
+        return self.state is FunctionState.FAILED or self.last_update_status is LastUpdateStatus.FAILED
+
 
 @dataclass(frozen=True, slots=True)
 class Alias:

@@ -47,7 +47,7 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> errors.ServiceError:
                 dispatched = details.pop(_DISPATCHED, "") == "true"
                 return errors.service_error(info.reason, status.message, dispatched=dispatched, details=details)
     cls = _PLAIN_STATUS.get(error.code(), errors.InternalError)
-    # What gRPC could not deliver at all was refused before the server saw it; anything else may have run.
+    # Such a status does not say how far the call came, and unknown counts as dispatched; a refused token got nowhere.
     dispatched = error.code() is not grpc.StatusCode.UNAUTHENTICATED
     return cls(error.details() or error.code().name, dispatched=dispatched)
 

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import copy
 from typing import TYPE_CHECKING
 
-import grpc
 import grpc.aio
 
 from lambent import errors
+from lambent.connection import CONNECT_TIMEOUT_S, transport_errors
 from lambent.framing import INITIAL_CREDIT_BYTES, MAX_PIECE_BYTES, Body, FrameWriter
-from lambent.rpc_errors import from_rpc_error
 from lambent.v1 import frame_pb2, invocation_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator, Awaitable
 
     from lambent.v1 import invocation_pb2_grpc
 
 _Frame = invocation_pb2.SessionRequestFrame
 _GRANT_AT_BYTES = INITIAL_CREDIT_BYTES // 2
 """Credit is given back when half of it is used: often enough that the sender never stops, and seldom enough."""
+
+_GOODBYE_S = 1.0
+"""What waits at a close is a few frames, and the answer to it is one message; a peer that takes longer is left."""
 
 
 class _Call:
@@ -44,7 +48,7 @@ class Session:
 
     def __init__(self, stub: invocation_pb2_grpc.InvocationServiceStub, metadata: tuple[tuple[str, str], ...]) -> None:
         self._stream = stub.Session(metadata=metadata)
-        self._writer: FrameWriter[_Frame] = FrameWriter(self._write)
+        self._writer: FrameWriter[_Frame] = FrameWriter(self._write, lambda: len(self._calls))
         self._calls: dict[int, _Call] = {}
         self._last_call_id = 0
         self._failure: errors.ServiceError | None = None
@@ -63,15 +67,22 @@ class Session:
         """Return once the scheduler has accepted the stream. A failure before that means that nothing was dispatched.
 
         Raises:
-            ServiceError: The scheduler cannot be reached or refuses; `dispatched` is false.
+            ServiceError: The scheduler cannot be reached, refuses, or does not answer; `dispatched` is false.
         """
         try:
-            await self._stream.wait_for_connection()
-        except grpc.aio.AioRpcError as error:
-            failure = from_rpc_error(error)
-            failure.dispatched = False
-            self._failure = self._failure or failure
-            raise failure from error
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                with transport_errors():
+                    await self._stream.initial_metadata()  # The scheduler sends them when it begins to read.
+                if self._stream.done():
+                    await asyncio.wait(self._tasks[1:])  # It ended instead; the reader knows why.
+        except TimeoutError:
+            self._fail(errors.UnavailableError(f"the scheduler accepted no session within {CONNECT_TIMEOUT_S:.0f} s"))
+        except errors.ServiceError as error:
+            self._fail(error)
+        if self._failure is not None:
+            refusal = copy.copy(self._failure)
+            refusal.dispatched = False
+            raise refusal from self._failure.__cause__
 
     async def invoke(self, opening: invocation_pb2.InvocationOpen, payload: bytes) -> tuple[bytes, frame_pb2.End]:
         """Send one call and wait for its whole answer.
@@ -94,7 +105,7 @@ class Session:
 
     async def stream(
         self, opening: invocation_pb2.InvocationOpen, payload: bytes
-    ) -> AsyncIterator[bytes | frame_pb2.End]:
+    ) -> AsyncGenerator[bytes | frame_pb2.End, None]:
         """Send one call and give its answer piece by piece; the END frame is the last item.
 
         A reader that stops reading stops the function once the credit is used. Closing the iterator early cancels the
@@ -122,8 +133,16 @@ class Session:
             self._cancel(call_id)
 
     async def close(self) -> None:
-        """End the stream. Calls in flight fail; the functions finish."""
-        self._fail(errors.UnavailableError("the session was closed by its owner", dispatched=True))
+        """End the stream once what waits was sent. Calls in flight fail; their functions finish.
+
+        What waits may be the CANCEL of a call that nobody reads any more: a stream that is cut off loses it.
+        """
+        if self._failure is None:
+            self._end_calls(errors.UnavailableError("the session was closed by its owner", dispatched=True))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_GOODBYE_S):
+                    await self._say_goodbye()
+        self._stream.cancel()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -131,7 +150,7 @@ class Session:
     def _open(self, call: _Call, opening: invocation_pb2.InvocationOpen, payload: bytes) -> int:
         if self._failure is not None:
             # Nothing was sent, so it is safe to send it on another session.
-            raise errors.UnavailableError(str(self._failure))
+            raise errors.UnavailableError(self._failure.message)
         self._last_call_id = call_id = self._last_call_id + 1
         self._calls[call_id] = call
         size = len(payload)
@@ -169,12 +188,6 @@ class Session:
             assert isinstance(response, invocation_pb2.SessionResponse)
             for frame in response.frames:
                 self._receive(frame)
-        # The status says why the server ended the stream: a missing token, a shutdown.
-        code, details = await self._stream.code(), await self._stream.details()
-        message = f"the scheduler ended the session: {details or code}"
-        if code is grpc.StatusCode.UNAUTHENTICATED:
-            self._fail(errors.UnauthenticatedError(details or message))
-        self._fail(errors.UnavailableError(message, dispatched=True))
 
     def _receive(self, frame: invocation_pb2.SessionResponseFrame) -> None:
         call_id = frame.call_id
@@ -213,25 +226,47 @@ class Session:
         else:
             call.done.set_result((end.payload, end))
 
-    async def _run(self, half: object) -> None:
+    async def _run(self, half: Awaitable[None]) -> None:
         """Run one half of the stream; whatever ends it fails the calls in flight."""
         try:
-            await half  # type: ignore[misc]  # a coroutine of either half
-        except grpc.aio.AioRpcError as error:
-            self._fail(from_rpc_error(error))
+            with transport_errors():
+                await half
+            failure: errors.ServiceError = errors.UnavailableError("the scheduler ended the session", dispatched=True)
+        except errors.ServiceError as error:
+            failure = error
         except asyncio.InvalidStateError as error:
             # grpc.aio says so when the stream has ended under a write.
-            self._fail(errors.UnavailableError(f"the session's stream is closed: {error}", dispatched=True))
+            failure = errors.UnavailableError(f"the session's stream is closed: {error}", dispatched=True)
+        except Exception as error:  # noqa: BLE001 - a defect is handed to those whom it keeps waiting
+            failure = errors.InternalError(
+                f"the session ended by a defect of Lambent ({type(error).__name__}: {error})", dispatched=True
+            )
+            failure.__cause__ = error
+        self._fail(failure)
+
+    async def _say_goodbye(self) -> None:
+        writing, reading = self._tasks
+        await asyncio.wait((writing,))
+        if not self._stream.done():
+            await self._stream.done_writing()
+        await asyncio.wait((reading,))  # The scheduler ends its side once it has read ours.
 
     def _fail(self, failure: errors.ServiceError) -> None:
-        if self._failure is not None:
-            return
+        if self._failure is None:
+            self._end_calls(failure)
+            self._stream.cancel()
+
+    def _end_calls(self, failure: errors.ServiceError) -> None:
         self._failure = failure
         calls, self._calls = self._calls, {}
         for call in calls.values():
+            if call.body is not None:
+                call.body.abandon()
+            # One of its own for each call: whoever raises an exception adds to its traceback.
+            own = copy.copy(failure)
+            own.__cause__ = failure.__cause__
             if call.done is not None and not call.done.done():
-                call.done.set_exception(failure)
+                call.done.set_exception(own)
             elif call.pieces is not None:
-                call.pieces.put_nowait(failure)
+                call.pieces.put_nowait(own)
         self._writer.close()
-        self._stream.cancel()

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Self
 
 from lambent import conversion, payloads
 from lambent.errors import DeadlineExceededError
-from lambent.rpc_errors import from_frame
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
     from types import TracebackType
 
     from lambent.results import InvokeResult
@@ -24,7 +23,7 @@ class ResponseStream:
     cancels the invocation. The call starts with the first read.
 
     Args:
-        pieces: Bytes, then the END frame.
+        pieces: Bytes, then the END frame; a service error is raised.
         total_s: Bound of the whole stream, in seconds from the first read; None for none.
         silence_s: Bound of the wait for one piece when the whole has none.
 
@@ -33,7 +32,7 @@ class ResponseStream:
     """
 
     def __init__(
-        self, pieces: AsyncIterator[bytes | frame_pb2.End], *, total_s: float | None, silence_s: float
+        self, pieces: AsyncGenerator[bytes | frame_pb2.End, None], *, total_s: float | None, silence_s: float
     ) -> None:
         self._pieces = pieces
         self._total_s = total_s
@@ -69,8 +68,7 @@ class ResponseStream:
 
     async def aclose(self) -> None:
         """Stop reading; an invocation that still runs is cancelled."""
-        if (close := getattr(self._pieces, "aclose", None)) is not None:
-            await close()
+        await self._pieces.aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -89,8 +87,6 @@ class ResponseStream:
 
     def _end(self, end: frame_pb2.End) -> None:
         self.result = conversion.invoke_result(b"", end.report)
-        if end.HasField("service_error"):
-            raise from_frame(end.service_error)
         if end.function_error:
             raise payloads.function_error(
                 end.error_payload, request_id=end.report.request_id, log_tail=end.report.log_tail

@@ -71,11 +71,11 @@ def test_alias_is_created_split_and_deleted(service: Service, lambent: Run, code
 def test_invoke_prints_the_answer_as_it_is(service: Service, lambent: Run, tmp_path: Path) -> None:
     """In a pipe the payload is the output, byte for byte, and remarks stay away."""
     service.handlers["echo"] = echo
-    assert lambent("invoke", "echo", "--payload", '{"a":"ä"}').out == '{"a":"ä"}\n'
+    assert lambent("invoke", "echo", "--payload", '{"a":"ä"}').out == '{"a":"ä"}'
     event = tmp_path / "event.json"
     event.write_text("[1, 2]")
     ran = lambent("invoke", "echo", "--payload", f"@{event}", "--log")
-    assert (ran.code, ran.out, ran.err) == (0, "[1, 2]\n", "START\nhello\nEND\n")
+    assert (ran.code, ran.out, ran.err) == (0, "[1, 2]", "START\nhello\nEND\n")
 
 
 def test_invoke_json_carries_every_figure(service: Service, lambent: Run) -> None:
@@ -97,6 +97,18 @@ def test_invoke_stream_prints_pieces(service: Service, lambent: Run) -> None:
     rows = [json.loads(row) for row in lambent("invoke", "lines", "--stream", "-o", "json").out.splitlines()]
     assert [row.get("chunk") for row in rows] == ["one\n", "two\n", None]
     assert rows[-1]["result"]["node_id"] == "node-a"
+
+
+def test_invoke_stream_joins_characters_that_pieces_cut(service: Service, lambent: Run) -> None:
+    """Pieces may be cut anywhere; what is no text at all is marked as such, and nothing is lost at the end."""
+
+    async def cut(opening: Opening, body: bytes) -> bytes:
+        return "ö".encode()[1:] + b"\n\xc3"
+
+    service.handlers["cut"] = cut
+    service.early = b"sch" + "ö".encode()[:1]
+    rows = [json.loads(row) for row in lambent("invoke", "cut", "--stream", "-o", "json").out.splitlines()]
+    assert [row.get("chunk") for row in rows] == ["sch", "ö\n", "\ufffd", None]
 
 
 def test_failed_function_exits_with_3_and_shows_its_remote_trace(service: Service, lambent: Run) -> None:
@@ -135,6 +147,9 @@ def test_throttle_exits_with_1_and_its_reason(service: Service, lambent: Run) ->
         ("invoke", "echo", "--payload", "{"),
         ("invoke", "echo", "--payload", "@/does/not/exist"),
         ("invoke", "echo", "--timeout-s", "0"),
+        ("invoke", "echo", "--timeout-s", "nan"),
+        ("invoke", "echo", "--stream", "--idempotent"),
+        ("deploy", "hello", ".", "--timeout-s", "nan"),
         ("deploy", "hello", "/does/not/exist"),
         ("deploy", "hello", ".", "--env", "novalue"),
         ("deploy", "hello", ".", "--memory-mib", "64"),

@@ -6,6 +6,7 @@ import importlib.metadata
 import shutil
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING
 
 import click
@@ -39,8 +40,7 @@ def test_every_command_explains_itself_and_can_speak_json(path: tuple[str, ...],
     """Help says what it does and shows an example; every option has a word of its own."""
     help_text = command.get_help(click.Context(command, info_name=path[-1]))
     assert command.help
-    if path[0] != "alias":
-        assert "Example" in help_text
+    assert "Example" in help_text
     if path != ("completion",):
         assert "--output" in help_text
     for parameter in command.params:
@@ -90,6 +90,20 @@ def test_shell_completes_function_names(
     monkeypatch.setenv("_LAMBENT_COMPLETE", "bash_complete")
     ran = lambent()
     assert ran.out.split() == ["plain,hello", "plain,help"]
+
+
+def test_completion_waits_for_no_cluster(
+    lambent: Run, tmp_path: Path, unused_tcp_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever presses TAB gets nothing soon, not something late."""
+    (tmp_path / "cluster.json").write_text(f'{{"grpc": "127.0.0.1:{unused_tcp_port}"}}')
+    monkeypatch.setenv("LAMBENT_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("COMP_WORDS", "lambent invoke hel")
+    monkeypatch.setenv("COMP_CWORD", "2")
+    monkeypatch.setenv("_LAMBENT_COMPLETE", "bash_complete")
+    began = time.monotonic()
+    assert lambent().out.split() == []
+    assert time.monotonic() - began < 6
 
 
 def test_reader_that_has_enough_is_no_error(service: Service, tmp_path: Path) -> None:

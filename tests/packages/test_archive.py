@@ -80,6 +80,7 @@ def test_sound_package_is_extracted_as_it_was(tmp_path: Path) -> None:
         ("x" * 256, "too long"),
         ("/".join(["d" * 200] * 20), "too long"),
         (".", "no name"),
+        ("d/" * 129 + "x.py", "more than 128 folders"),
     ],
 )
 def test_name_that_leads_elsewhere_is_refused(tmp_path: Path, name: str, what: str) -> None:

@@ -19,9 +19,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import grpc
+
 from lambent import errors
 from lambent.framing import MAX_PIECE_BYTES
-from lambent.rpc_errors import to_frame
+from lambent.rpc_errors import to_frame, to_status
 from lambent.v1 import (
     cluster_pb2,
     cluster_pb2_grpc,
@@ -36,6 +38,9 @@ from lambent.v1 import (
 from lambent_common.grpc_server import GrpcServer
 
 TOKEN = "secret"
+
+_LEFT = invocation_pb2.SessionResponseFrame()
+"""Stands for the end of a session whose caller has said goodbye."""
 
 Opening = invocation_pb2.InvocationOpen
 Handler = Callable[[Opening, bytes], Awaitable[bytes]]
@@ -58,8 +63,13 @@ class Service:
         handlers: Function name to what it does; may raise FunctionError or a ServiceError.
         seen: Names of the functions called, in order.
         cancelled: Set when a client has cancelled a call.
-        happened: "call", "cancel" and "logs" in the order they came, for tests that block.
+        happened: "call", "cancel", "logs" and "unsettled" in the order they came, for tests that block.
         drop: Set by a handler to end the session under the calls in flight.
+        early: What a streamed call gives before its handler runs.
+        accepting: False to leave sessions unanswered, until `drop` refuses them as gRPC does.
+        creating: Waited for by those who create a function, so that they do it at once; None for nothing.
+        settling: False to leave functions as they are.
+        broken: Names of functions whose code is lost between its upload and its activation.
     """
 
     handlers: dict[str, Handler] = field(default_factory=dict)
@@ -67,6 +77,12 @@ class Service:
     timeouts_us: list[int] = field(default_factory=list)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     drop: asyncio.Event = field(default_factory=asyncio.Event)
+    early: bytes = b""
+    accepting: bool = True
+    session_came: asyncio.Event = field(default_factory=asyncio.Event)
+    creating: asyncio.Barrier | None = None
+    settling: bool = True
+    broken: set[str] = field(default_factory=set)
     in_flight: int = 0
     most_in_flight: int = 0
     functions: dict[str, function_pb2.Function] = field(default_factory=dict)
@@ -88,14 +104,22 @@ class InvocationServicer(invocation_pb2_grpc.InvocationServiceServicer):
         self._service = service
 
     async def Session(self, request_iterator: Any, context: Any) -> AsyncIterator[invocation_pb2.SessionResponse]:
+        self._service.session_came.set()
+        if not self._service.accepting:
+            await self._service.drop.wait()
+            self._service.drop.clear()
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
         frames: asyncio.Queue[invocation_pb2.SessionResponseFrame | None] = asyncio.Queue(10_000)
         calls: dict[int, Call] = {}
         reading = asyncio.create_task(self._read(request_iterator, calls, frames))
         dropping = asyncio.create_task(self._drop(frames))
+        await context.send_initial_metadata(())
         try:
             while (frame := await frames.get()) is not None:
+                if frame is _LEFT:
+                    return
                 yield invocation_pb2.SessionResponse(frames=[frame])
-            await context.abort_with_status(_status(errors.UnavailableError("the scheduler stops", dispatched=True)))
+            await context.abort_with_status(to_status(errors.UnavailableError("the scheduler stops", dispatched=True)))
         finally:
             tasks = [reading, dropping, *(call.task for call in calls.values() if call.task)]
             for task in tasks:
@@ -111,6 +135,7 @@ class InvocationServicer(invocation_pb2_grpc.InvocationServiceServicer):
         async for request in requests:
             for frame in request.frames:
                 await self._frame(frame, calls, frames)
+        await frames.put(_LEFT)
 
     async def _frame(self, frame: Any, calls: dict[int, Call], frames: asyncio.Queue[Any]) -> None:
         kind = frame.WhichOneof("frame")
@@ -138,6 +163,9 @@ class InvocationServicer(invocation_pb2_grpc.InvocationServiceServicer):
         service.timeouts_us.append(opening.timeout_us)
         service.in_flight += 1
         service.most_in_flight = max(service.most_in_flight, service.in_flight)
+        if opening.streaming and service.early:
+            data = frame_pb2.Data(payload=service.early)
+            await frames.put(invocation_pb2.SessionResponseFrame(call_id=call_id, data=data))
         end = frame_pb2.End(report=_report(opening))
         answer = b""
         try:
@@ -191,6 +219,8 @@ class FunctionServicer(function_pb2_grpc.FunctionServiceServicer):
         return function_pb2.UploadCodeResponse(code_sha256=digest, code_size_bytes=len(content))
 
     async def CreateFunction(self, request: Any, context: Any) -> function_pb2.CreateFunctionResponse:
+        if self._service.creating is not None:
+            await self._service.creating.wait()
         if request.function_name in self._service.functions:
             raise errors.ResourceConflictError(f"Function already exist: {request.function_name}")
         self._service.writes.append("create")
@@ -218,10 +248,38 @@ class FunctionServicer(function_pb2_grpc.FunctionServiceServicer):
         response = function_pb2.GetFunctionResponse(
             function=function, reserved_concurrent_executions=self._service.reserved.get(request.function_name)
         )
-        # The next reader finds it settled.
-        function.state = function_pb2.FUNCTION_STATE_ACTIVE
-        function.last_update_status = function_pb2.LAST_UPDATE_STATUS_SUCCESSFUL
+        self._settle(function)  # The next reader finds it settled.
         return response
+
+    def _settle(self, function: function_pb2.Function) -> None:
+        if not self._service.settling:
+            self._service.happened.put("unsettled")
+            return
+        updating = function.last_update_status == function_pb2.LAST_UPDATE_STATUS_IN_PROGRESS
+        if function.state != function_pb2.FUNCTION_STATE_PENDING and not updating:
+            return
+        function.revision_id = str(uuid.uuid4())
+        if function.function_name not in self._service.broken:
+            function.state = function_pb2.FUNCTION_STATE_ACTIVE
+            function.last_update_status = function_pb2.LAST_UPDATE_STATUS_SUCCESSFUL
+        elif updating:
+            function.last_update_status = function_pb2.LAST_UPDATE_STATUS_FAILED
+            function.last_update_status_reason = "The code package is missing. Please upload it again."
+        else:
+            function.state = function_pb2.FUNCTION_STATE_FAILED
+            function.state_reason = "The code package is missing. Please upload it again."
+
+    def _begin_update(self, function: function_pb2.Function, revision_id: str) -> None:
+        if function.last_update_status == function_pb2.LAST_UPDATE_STATUS_IN_PROGRESS:
+            raise errors.ResourceConflictError("An update is in progress")
+        self._require_revision(function, revision_id)
+        function.last_update_status = function_pb2.LAST_UPDATE_STATUS_IN_PROGRESS
+        function.revision_id = str(uuid.uuid4())
+
+    @staticmethod
+    def _require_revision(function: function_pb2.Function, revision_id: str) -> None:
+        if revision_id and revision_id != function.revision_id:
+            raise errors.PreconditionFailedError("The Revision Id provided does not match the latest Revision Id.")
 
     async def ListFunctions(self, request: Any, context: Any) -> function_pb2.ListFunctionsResponse:
         items, token = self._page([f for _, f in sorted(self._service.functions.items())], request.page_token)
@@ -229,15 +287,14 @@ class FunctionServicer(function_pb2_grpc.FunctionServiceServicer):
 
     async def UpdateFunctionCode(self, request: Any, context: Any) -> function_pb2.UpdateFunctionCodeResponse:
         function = self._function(request.function_name)
-        if request.revision_id and request.revision_id != function.revision_id:
-            raise errors.PreconditionFailedError("The Revision Id provided does not match the latest Revision Id.")
+        self._begin_update(function, request.revision_id)
         self._service.writes.append("code")
         function.code_sha256 = request.code_sha256
-        function.last_update_status = function_pb2.LAST_UPDATE_STATUS_IN_PROGRESS
         return function_pb2.UpdateFunctionCodeResponse(function=function)
 
     async def UpdateFunctionConfiguration(self, request: Any, context: Any) -> Any:
         function = self._function(request.function_name)
+        self._begin_update(function, request.revision_id)
         self._service.writes.append("configuration")
         for name in ("runtime", "handler", "description", "memory_mib", "ephemeral_storage_mib"):
             if request.HasField(name):
@@ -247,7 +304,6 @@ class FunctionServicer(function_pb2_grpc.FunctionServiceServicer):
         if request.HasField("environment"):
             function.environment_variables.clear()
             function.environment_variables.update(request.environment.variables)
-        function.last_update_status = function_pb2.LAST_UPDATE_STATUS_IN_PROGRESS
         return function_pb2.UpdateFunctionConfigurationResponse(function=function)
 
     async def DeleteFunction(self, request: Any, context: Any) -> function_pb2.DeleteFunctionResponse:
@@ -257,8 +313,11 @@ class FunctionServicer(function_pb2_grpc.FunctionServiceServicer):
 
     async def PublishVersion(self, request: Any, context: Any) -> function_pb2.PublishVersionResponse:
         published = self._service.versions.setdefault(request.function_name, [])
+        self._require_revision(self._function(request.function_name), request.revision_id)
         version = function_pb2.Function()
         version.CopyFrom(self._function(request.function_name))
+        if published and published[-1].revision_id == version.revision_id:
+            return function_pb2.PublishVersionResponse(function=published[-1])
         version.version = str(len(published) + 1)
         published.append(version)
         return function_pb2.PublishVersionResponse(function=version)
@@ -270,6 +329,8 @@ class FunctionServicer(function_pb2_grpc.FunctionServiceServicer):
         return function_pb2.ListVersionsByFunctionResponse(versions=items, next_page_token=token)
 
     async def CreateAlias(self, request: Any, context: Any) -> function_pb2.CreateAliasResponse:
+        if (request.function_name, request.name) in self._service.aliases:
+            raise errors.ResourceConflictError(f"Alias already exists: {request.name}")
         alias = function_pb2.Alias(
             name=request.name,
             function_version=request.function_version,
@@ -433,9 +494,3 @@ def _node(node_id: str) -> cluster_pb2.Node:
 
 def _cut(answer: bytes) -> list[bytes]:
     return [answer[start : start + MAX_PIECE_BYTES] for start in range(0, len(answer), MAX_PIECE_BYTES)]
-
-
-def _status(error: errors.ServiceError) -> Any:
-    from lambent.rpc_errors import to_status  # noqa: PLC0415 - only here
-
-    return to_status(error)

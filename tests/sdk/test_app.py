@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import subprocess
@@ -134,6 +135,28 @@ def test_module_of_a_package_travels_with_its_whole_package(tmp_path: Path, monk
     assert {"shop/deep/tasks.py", "shop/prices.py", "lambent_app_handler.py"} <= set(archive.namelist())
     archive.extractall(tmp_path / "task")
     assert _handle(tmp_path / "task", "shop.deep.tasks", "price", [3], {}) == 15
+
+
+def test_script_with_a_dot_in_its_name_is_refused(tmp_path: Path) -> None:
+    """It is not the module of a package, and what lies beside it is nobody's business."""
+    (tmp_path / "secret.txt").write_text("secret")
+    script = tmp_path / "run.v2.py"
+    script.write_text("import lambent\napp = lambent.App('a')\n@app.function()\ndef f(): return 1\nf._package()\n")
+    ran = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, check=False)
+    assert "InvalidCodeError: script run.v2.py cannot be imported" in ran.stderr
+
+
+def test_module_that_is_not_in_its_package_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name alone must not make the folder above a file into a package."""
+    (tmp_path / "tasks.py").write_text("import lambent\napp = lambent.App('a')\n@app.function()\ndef f(): return 1\n")
+    spec = importlib.util.spec_from_file_location("shop.tasks", tmp_path / "tasks.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "shop.tasks", module)
+    spec.loader.exec_module(module)
+    with pytest.raises(lambent.InvalidCodeError, match=r"is not where module shop\.tasks would be"):
+        module.f._package()
 
 
 def double(x: int) -> int:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import signal
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,7 +20,7 @@ from lambent.blocking import BlockingFunctions
 from lambent.functions import Functions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 
@@ -92,6 +94,108 @@ def test_closed_client_says_so(client: lambent.Client) -> None:
     client.close()
     with pytest.raises(lambent.UnavailableError, match="closed"):
         client.invoke("echo")
+
+
+def test_close_ends_the_calls_of_other_threads(service: Service, client: lambent.Client, tmp_path: Path) -> None:
+    """Whatever they wait for: an answer, a function that never settles, a cluster that is away."""
+
+    async def forever(opening: Opening, body: bytes) -> bytes:
+        await asyncio.Event().wait()
+        return b""
+
+    async def busy(opening: Opening, body: bytes) -> bytes:
+        raise lambent.ThrottledError("Rate Exceeded.")
+
+    service.handlers |= {"forever": forever, "busy": busy}
+    service.settling = False
+    (tmp_path / "app.py").write_text("x = 1")
+    client.functions.create("f", tmp_path, handler="app.handler")
+    calls: list[Callable[[], object]] = [
+        lambda: client.invoke("forever"),
+        lambda: list(client.map("busy", [1])),
+        lambda: client.functions.wait_until_settled("f"),
+        lambda: list(client.logs("f", follow=True)),
+    ] * 4
+    with ThreadPoolExecutor(len(calls)) as threads:
+        waiting = [threads.submit(call) for call in calls]
+        seen: set[str] = set()
+        while seen != {"call", "logs", "unsettled"} or set(service.seen) != {"forever", "busy"}:
+            seen.add(service.happened.get(timeout=20))
+        client.close()
+        for call in waiting:
+            error = call.exception(timeout=8)
+            assert isinstance(error, lambent.UnavailableError | lambent.ThrottledError), error
+    with pytest.raises(lambent.UnavailableError, match="this client is closed"):
+        client.invoke("forever")
+
+
+def test_calls_that_meet_the_close_are_answered(service: Service) -> None:
+    """A call handed over at the very end is refused or fails; none is forgotten."""
+    service.handlers["echo"] = echo
+    for _ in range(20):
+        client = lambent.Client(service.address, token=TOKEN)
+        client.invoke("echo", 1)
+        begin = threading.Barrier(5)
+
+        def call(client: lambent.Client = client, begin: threading.Barrier = begin) -> None:
+            begin.wait(20)
+            with contextlib.suppress(lambent.UnavailableError):
+                while True:
+                    client.invoke("echo", 1)
+
+        with ThreadPoolExecutor(4) as threads:
+            calls = [threads.submit(call) for _ in range(4)]
+            begin.wait(20)
+            client.close()
+            for ended in calls:
+                ended.result(8)
+
+
+def test_payloads_that_block_for_ever_keep_neither_close_nor_the_process(service: Service) -> None:
+    """`iter(queue.get, None)` is how one maps over a queue; leaving such a map must end it."""
+    service.handlers["echo"] = echo
+    script = f"""
+import queue, lambent
+waiting = queue.Queue()
+waiting.put(1)
+with lambent.Client({service.address!r}, token={TOKEN!r}) as client:
+    for result in client.map("echo", iter(waiting.get, None)):
+        print(result.json(), flush=True)
+        break
+print("closed", flush=True)
+"""
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=12, check=True)
+    assert (ran.stdout, ran.stderr) == ("1\nclosed\n", "")
+
+
+def test_payloads_are_taken_in_one_thread_that_ends_with_the_map(service: Service, client: lambent.Client) -> None:
+    """What they are read from may belong to a thread, as a database connection does."""
+    service.handlers["echo"] = echo
+    takers: set[threading.Thread] = set()
+
+    def payloads() -> Iterator[int]:
+        for number in range(20):
+            takers.add(threading.current_thread())
+            yield number
+
+    assert len(list(client.map("echo", payloads()))) == 20
+    (taker,) = takers
+    taker.join(20)
+    assert not taker.is_alive()
+
+
+@pytest.mark.parametrize("end", [OSError, SystemExit])
+def test_payloads_that_fail_fail_the_map(service: Service, client: lambent.Client, end: type[BaseException]) -> None:
+    """And nothing else: the client goes on."""
+    service.handlers["echo"] = echo
+
+    def payloads() -> Iterator[int]:
+        yield 1
+        raise end
+
+    with pytest.raises((OSError, RuntimeError)):
+        list(client.map("echo", payloads()))
+    assert client.invoke("echo", 1).json() == 1
 
 
 def test_forgotten_client_ends_its_thread(service: Service) -> None:

@@ -6,10 +6,10 @@ import asyncio
 import io
 import random
 import zipfile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.sdk.service import Service
+from tests.sdk.service import TOKEN, Service
 
 import lambent
 from lambent.deployment import Wanted
@@ -89,7 +89,7 @@ async def test_lists_go_over_all_pages(service: Service, client: AsyncClient, co
     for number in range(5):
         await client.deploy(f"f{number}", code, handler="app.handler")
     await client.functions.publish_version("f0")
-    await client.functions.publish_version("f0")
+    await client.deploy("f0", code, description="another", publish=True)
     assert [function.function_name async for function in client.functions.list()] == [f"f{n}" for n in range(5)]
     assert [function.version async for function in client.functions.list_versions("f0")] == ["$LATEST", "1", "2"]
     assert [node.node_id async for node in client.nodes()] == ["node-a", "node-b", "node-c"]
@@ -125,6 +125,92 @@ async def test_concurrency_is_set_shown_and_cleared(client: AsyncClient, code: P
     assert (await client.functions.get("f")).reserved_concurrency is None
 
 
+async def test_first_uses_at_once_all_succeed(service: Service, code: Path) -> None:
+    """A script that is started many times over deploys once; the others find what they wanted."""
+    service.creating = asyncio.Barrier(3)
+    clients = [lambent.AsyncClient(service.address, token=TOKEN) for _ in range(3)]
+    async with asyncio.timeout(30):
+        functions = await asyncio.gather(
+            *(client.deploy("f", code, handler="app.handler", alias="live") for client in clients)
+        )
+    assert service.writes.count("create") == 1
+    assert [function.version for function in functions] == ["1"] * 3
+    for client in clients:
+        await client.close()
+
+
+async def test_deployments_of_different_code_publish_their_own(service: Service, tmp_path: Path) -> None:
+    """An alias is never put on what another one has just deployed."""
+    clients, sources = [], []
+    for number in range(4):
+        source = tmp_path / str(number)
+        source.mkdir()
+        (source / "app.py").write_text(f"NUMBER = {number}\n")
+        sources.append(source)
+        clients.append(lambent.AsyncClient(service.address, token=TOKEN))
+    async with asyncio.timeout(30):
+        outcomes = await asyncio.gather(
+            *(
+                client.deploy("f", source, handler="app.handler", publish=True)
+                for client, source in zip(clients, sources, strict=True)
+            ),
+            return_exceptions=True,
+        )
+    for outcome, source in zip(outcomes, sources, strict=True):
+        if isinstance(outcome, lambent.PreconditionFailedError | lambent.ResourceConflictError):
+            continue  # It never got its turn, and says so.
+        assert isinstance(outcome, lambent.Function), outcome
+        with lambent.build_package(source) as package:
+            assert outcome.code_sha256 == package.sha256
+    for client in clients:
+        await client.close()
+
+
+async def test_failed_function_is_mended_by_the_next_deployment(
+    service: Service, client: AsyncClient, code: Path
+) -> None:
+    """Also when the code is the same: the cluster asks for it again."""
+    service.broken.add("f")
+    with pytest.raises(lambent.ResourceConflictError, match=r"could not be made.*upload it again"):
+        await client.deploy("f", code, handler="app.handler")
+    service.broken.clear()
+    service.writes.clear()
+    assert (await client.deploy("f", code)).state is lambent.FunctionState.ACTIVE
+    assert service.writes == ["upload", "code"]
+
+
+async def test_failed_update_is_an_error_and_mended_by_the_next_deployment(
+    service: Service, client: AsyncClient, code: Path
+) -> None:
+    """Success would mean that the old code serves on and nobody knows."""
+    await client.deploy("f", code, handler="app.handler")
+    (code / "app.py").write_text("def handler(event, context): return 2\n")
+    service.broken.add("f")
+    with pytest.raises(lambent.ResourceConflictError, match=r"last update of function 'f' failed.*upload it again"):
+        await client.deploy("f", code, publish=True)
+    with pytest.raises(lambent.ResourceConflictError, match="last update"):
+        await client.functions.wait_until_settled("f")
+    service.broken.clear()
+    assert (await client.deploy("f", code, publish=True)).version == "1"
+
+
+@pytest.mark.parametrize("size", ["memory_mib", "ephemeral_storage_mib"])
+async def test_size_of_zero_is_refused(client: AsyncClient, code: Path, size: str) -> None:
+    """It is out of range, and must not pass for the default."""
+    sizes: dict[str, Any] = {size: 0}
+    with pytest.raises(lambent.InvalidParameterError, match=f"{size} is 0"):
+        await client.functions.create("f", code, handler="app.handler", **sizes)
+
+
+@pytest.mark.parametrize("seconds", [float("inf"), float("nan"), 1e300, -1e300])
+async def test_time_that_is_no_time_is_refused(client: AsyncClient, code: Path, seconds: float) -> None:
+    """As a typed error like any other, not as the encoder's."""
+    with pytest.raises(lambent.InvalidParameterError, match="timeout_s"):
+        await client.deploy("f", code, handler="app.handler", timeout_s=seconds)
+    with pytest.raises(lambent.InvalidParameterError, match="since_s"):
+        await anext(client.logs("f", since_s=seconds))
+
+
 @pytest.mark.parametrize("memory_mib", [-1, 2**32])
 async def test_number_the_wire_cannot_carry_is_refused(client: AsyncClient, code: Path, memory_mib: int) -> None:
     """As a typed error like any other, not as the encoder's ValueError."""
@@ -143,17 +229,15 @@ async def test_only_differences_are_changes(client: AsyncClient, code: Path) -> 
 
 
 async def test_logs_follow_what_comes(service: Service, client: AsyncClient) -> None:
-    """And what was dropped shows as a line, not as a gap."""
+    """What was dropped shows as the node's own line, once."""
     service.log.append(_batch("START", "hello"))
     assert [event.message async for event in client.logs("f")] == ["START", "hello"]
     following = client.logs("f", follow=True)
     async with asyncio.timeout(20):
         assert [(await anext(following)).message for _ in range(2)] == ["START", "hello"]
-        dropped = _batch("later")
-        dropped.dropped_events, dropped.dropped_bytes = 3, 99
-        service.more_log.put_nowait(dropped)
-        assert (await anext(following)).message == "platform.logsDropped 3 lines, 99 bytes"
-        assert (await anext(following)).message == "later"
+        dropped = '{"type":"platform.logsDropped","record":{"droppedRecords":3}}'
+        service.more_log.put_nowait(_batch(dropped, "later"))
+        assert [(await anext(following)).message for _ in range(2)] == [dropped, "later"]
         await following.aclose()  # type: ignore[attr-defined]  # an async generator, which the type does not promise
 
 

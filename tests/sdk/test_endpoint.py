@@ -56,6 +56,17 @@ def test_local_token_never_goes_to_a_foreign_endpoint(data_dir: Path) -> None:
     assert discover(endpoint="elsewhere:9400", data_dir=data_dir, environ={}).token == "secret"
 
 
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST"])
+def test_localhost_is_the_cluster_of_this_machine(data_dir: Path, host: str) -> None:
+    """By its own address: `localhost` may also lead to where another user listens, who must not get the token."""
+    environ = {"LAMBENT_DATA_DIR": str(data_dir)}
+    found = discover(endpoint=f"{host}:9400", environ=environ)
+    assert (found.grpc, found.token) == ("127.0.0.1:9400", "secret")
+    assert discover(endpoint=f"{host}:9401", environ=environ).token == ""
+    own = discover(endpoint=f"{host}:9400", token="mine", environ=environ)
+    assert (own.grpc, own.token) == (f"{host}:9400", "mine")
+
+
 def test_token_is_not_in_what_is_printed(data_dir: Path) -> None:
     """Endpoints end up in logs and tracebacks."""
     assert "secret" not in repr(discover(data_dir=data_dir, environ={}))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import pickle
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.sdk.service import Opening, Service, echo, failing
+from tests.sdk.service import TOKEN, Opening, Service, echo, failing
 
 import lambent
 
@@ -83,6 +84,16 @@ async def test_failed_function_raises_its_own_type_message_and_trace(service: Se
     assert caught.value.stack_trace == ('  File "/var/task/app.py", line 2, in handler\n',)
     assert caught.value.request_id
     assert caught.value.log_tail.startswith(b"START")
+
+
+async def test_failure_crosses_processes() -> None:
+    """A worker of a pool hands its exception to the pool as a pickle; what cannot be read again breaks the pool."""
+    error = failing("KeyError", "'colour'", "line 2\n")
+    error.stack_trace = ("line 2\n",)
+    again = pickle.loads(pickle.dumps(error))
+    assert (str(again), vars(again)) == ("KeyError: 'colour'", vars(error))
+    refused = lambent.NodeLostError("gone", dispatched=True, details={"Reason": "x"})
+    assert vars(pickle.loads(pickle.dumps(refused))) == vars(refused)
 
 
 async def test_unknown_function_is_a_typed_error(client: AsyncClient) -> None:
@@ -220,8 +231,11 @@ async def test_token_that_does_not_fit_is_a_typed_error(service: Service, token:
             await stranger.functions.get("echo")
 
 
-async def test_cluster_that_is_not_there_is_one_clear_error(unused_tcp_port: int) -> None:
+async def test_cluster_that_is_not_there_is_one_clear_error(
+    unused_tcp_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Never a transport exception; and the way out stands in the message."""
+    monkeypatch.setattr("lambent.retry.OUTAGE_S", 0.3)
     async with asyncio.timeout(20), lambent.AsyncClient(f"127.0.0.1:{unused_tcp_port}", token="x") as lonely:
         with pytest.raises(lambent.UnavailableError, match=r"no Lambent cluster answers.*lambent up"):
             await lonely.invoke("echo")
@@ -266,4 +280,21 @@ async def test_stream_left_early_cancels_the_invocation(service: Service, client
         async with client.stream("forever") as stream:
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(anext(stream), 0.05)
+        await service.cancelled.wait()
+
+
+async def test_stream_left_with_its_client_cancels_the_invocation(service: Service) -> None:
+    """Both closed at once: the word that ends the function still goes first."""
+
+    async def forever(opening: Opening, body: bytes) -> bytes:
+        await asyncio.Event().wait()
+        return b""
+
+    service.handlers["forever"] = forever
+    service.early = b"piece"
+    async with asyncio.timeout(5):
+        async with lambent.AsyncClient(service.address, token=TOKEN) as own, own.stream("forever") as stream:
+            async for piece in stream:
+                assert piece == b"piece"
+                break
         await service.cancelled.wait()

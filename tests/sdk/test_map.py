@@ -156,6 +156,54 @@ async def test_failure_of_the_payloads_themselves_reaches_the_caller(service: Se
     assert answers == [1]
 
 
+class _FailsOnce:
+    """An endless iterable that would go on after its failure, unlike a generator."""
+
+    def __init__(self) -> None:
+        self.taken = 0
+
+    def __iter__(self) -> _FailsOnce:
+        return self
+
+    def __next__(self) -> int:
+        self.taken += 1
+        if self.taken == 20:
+            raise OSError("disk on fire")
+        return self.taken
+
+
+async def test_failure_of_endless_payloads_ends_the_map(service: Service, client: AsyncClient) -> None:
+    """Also where the iterator would go on: a hole in the answers is no answer."""
+    service.handlers["echo"] = echo
+    payloads = _FailsOnce()
+    answers: list[int] = []
+    async with asyncio.timeout(20):
+        with pytest.raises(OSError, match="disk on fire"):
+            await _collect(client.map("echo", payloads, concurrency=4), answers)
+    assert answers == list(range(1, 20))
+    assert payloads.taken == 20
+
+
+async def test_failure_of_on_progress_reaches_the_caller(service: Service, client: AsyncClient) -> None:
+    """At once, although the payloads have not ended: the next one here never comes."""
+    service.handlers["echo"] = echo
+
+    async def two_and_no_more() -> AsyncIterator[int]:
+        yield 1
+        yield 2
+        await asyncio.Event().wait()
+
+    def fail(ended: int, total: int | None) -> None:
+        if ended == 2:
+            raise ZeroDivisionError
+
+    answers: list[int] = []
+    async with asyncio.timeout(20):
+        with pytest.raises(ZeroDivisionError):
+            await _collect(client.map("echo", two_and_no_more(), on_progress=fail), answers)
+    assert answers == [1, 2]
+
+
 async def test_payloads_may_come_asynchronously(service: Service, client: AsyncClient) -> None:
     """A queue or a socket can be mapped over as it is."""
     service.handlers["echo"] = echo

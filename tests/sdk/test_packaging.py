@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
 import sys
+import tracemalloc
 import zipfile
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
@@ -136,25 +138,71 @@ def test_limits_are_aws_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         build_package(tmp_path)
 
 
+def test_file_over_the_limit_is_never_read(tmp_path: Path) -> None:
+    """Data beside the code may be larger than the memory of the machine."""
+    with (tmp_path / "data.bin").open("wb") as file:
+        file.truncate(20 * 2**30)
+    with pytest.raises(lambent.CodeTooLargeError, match="Unzipped size must be smaller"):
+        build_package(tmp_path)
+
+
+def test_files_are_packed_in_pieces(tmp_path: Path) -> None:
+    """What is allowed is a quarter of a gigabyte, which nobody has to hold at once."""
+    with (tmp_path / "data.bin").open("wb") as file:
+        file.truncate(48 * 2**20)
+    tracemalloc.start()
+    try:
+        with build_package(tmp_path) as package:
+            assert package.size_bytes < 2**20
+        assert tracemalloc.get_traced_memory()[1] < 8 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_folder_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    """Left out silently, it would be missed on the cluster."""
+    script = """
+import os, tempfile
+import lambent, lambent.packaging
+from pathlib import Path
+if os.geteuid() == 0:
+    os.setegid(65534)
+    os.seteuid(65534)
+with tempfile.TemporaryDirectory() as root:
+    (Path(root) / "app.py").write_text("x = 1")
+    locked = Path(root) / "locked"
+    locked.mkdir(mode=0)
+    try:
+        lambent.build_package(root)
+    except lambent.InvalidCodeError as error:
+        print(str(error).replace(root, "ROOT"))
+    locked.chmod(0o700)
+"""
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert (ran.stdout, ran.stderr) == ("ROOT/locked cannot be read: Permission denied\n", "")
+
+
 def test_requirements_are_installed_beside_the_code(tmp_path: Path) -> None:
     """By the real installer, from a package of this test's own, so that no network is needed."""
-    source = tmp_path / "colours"
-    source.mkdir()
-    wheel = tmp_path / "colours-1.0-py3-none-any.whl"
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr("colours.py", "RED = 1\n")
-        archive.writestr("colours-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: colours\nVersion: 1.0\n")
-        archive.writestr(
-            "colours-1.0.dist-info/WHEEL",
-            "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        )
-        archive.writestr("colours-1.0.dist-info/RECORD", "")
-    (tmp_path / "app.py").write_text("import colours\n")
-    with build_package(tmp_path / "app.py", requirements=[str(wheel)]) as package:
-        archive = zipfile.ZipFile(io.BytesIO(b"".join(package.chunks())))
+    archive = _package_with_colours(tmp_path)
     assert archive.read("colours.py") == b"RED = 1\n"
     assert "app.py" in archive.namelist()
     assert not any(name.endswith(".pyc") for name in archive.namelist())
+
+
+def test_requirements_leave_nothing_of_this_machine_in_the_package(tmp_path: Path) -> None:
+    """Two machines that deploy the same function must get the same digest, or they redeploy it for ever."""
+    archive = _package_with_colours(tmp_path)
+    assert sorted(archive.namelist()) == [
+        "app.py",
+        *(f"colours-1.0.dist-info/{name}" for name in ("METADATA", "RECORD", "WHEEL", "entry_points.txt")),
+        "colours.py",
+    ]
+    recorded = archive.read("colours-1.0.dist-info/RECORD").decode().splitlines()
+    assert [row.partition(",")[0] for row in recorded] == [
+        *(f"colours-1.0.dist-info/{name}" for name in ("METADATA", "RECORD", "WHEEL", "entry_points.txt")),
+        "colours.py",
+    ]
 
 
 def test_failed_installation_shows_the_installer_s_words(tmp_path: Path) -> None:
@@ -171,6 +219,23 @@ def test_other_runtime_gets_wheels_of_its_own_version(tmp_path: Path) -> None:
     other = installer_command(tmp_path, tmp_path, "3.9")
     assert other[other.index("--python-version") + 1] == "3.9"
     assert ":all:" in other
+
+
+def _package_with_colours(tmp_path: Path) -> zipfile.ZipFile:
+    """Package a file with a requirement that has a script."""
+    wheel = tmp_path / "colours-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as made:
+        made.writestr("colours.py", "RED = 1\n")
+        made.writestr("colours-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: colours\nVersion: 1.0\n")
+        made.writestr(
+            "colours-1.0.dist-info/WHEEL",
+            "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        )
+        made.writestr("colours-1.0.dist-info/entry_points.txt", "[console_scripts]\ncolours = colours:main\n")
+        made.writestr("colours-1.0.dist-info/RECORD", "")
+    (tmp_path / "app.py").write_text("import colours\n")
+    with build_package(tmp_path / "app.py", requirements=[str(wheel)]) as package:
+        return zipfile.ZipFile(io.BytesIO(b"".join(package.chunks())))
 
 
 def _write(root: Path, tree: list[tuple[str, tuple[bytes, bool]]], when: int) -> None:

@@ -135,6 +135,26 @@ async def test_a_stranger_may_send_little() -> None:
     assert "the largest is 4096" in str(collector.error)
 
 
+async def test_silent_strangers_keep_nobody_out() -> None:
+    """However many connect and say nothing, one that speaks is served."""
+    collector = Collector()
+
+    async def serve(stream: Server) -> None:
+        first = await stream.read()
+        if first is not None:
+            collector.sizes += _sizes(first)
+            collector.received.set()
+
+    async with _server(serve) as (address, _):
+        silent = [await _connect(address) for _ in range(300)]
+        client = await _connect(address)
+        await client.write(_orders(7))
+        await collector.received.wait()
+        for stream in (*silent, client):
+            stream.abort()
+    assert collector.sizes == [7]
+
+
 async def test_a_reader_that_stops_stops_the_writer() -> None:
     """Neither side holds more than a few messages and what TCP's own buffers take."""
     go_on = asyncio.Event()

@@ -172,7 +172,8 @@ class Call:
         if self._answer is None and len(payload) <= MAX_PIECE_BYTES:
             end.payload = payload
             stream.forget(self)
-            stream.writer.send(node_pb2.NodeEvent(call_id=self.call_id, end=end), len(payload))
+            size = len(payload) + len(end.error_payload)
+            stream.writer.send(node_pb2.NodeEvent(call_id=self.call_id, end=end), size)
             return
         body = self._body(stream)
         body.push(payload)

@@ -43,7 +43,12 @@ def create(
     weight: tuple[str, float] | None,
     description: str,
 ) -> None:
-    """Make ALIAS a name of a version of the function NAME."""
+    """Make ALIAS a name of a version of the function NAME.
+
+    \b
+    Example:
+      lambent alias create hello live --version 3
+    """  # noqa: D301 - \b is click's mark for a paragraph that keeps its lines
     made = client.functions.create_alias(
         name,
         alias_name,
@@ -75,7 +80,14 @@ def update(
     no_weight: bool,
     description: str | None,
 ) -> None:
-    """Point ALIAS of the function NAME elsewhere. What is not given stays."""
+    """Point ALIAS of the function NAME elsewhere. What is not given stays.
+
+    \b
+    Examples:
+      lambent alias update hello live --version 4
+      lambent alias update hello live --weight 5=0.1
+      lambent alias update hello live --no-weight
+    """  # noqa: D301 - \b is click's mark for a paragraph that keeps its lines
     changed = client.functions.update_alias(
         name,
         alias_name,
@@ -90,7 +102,12 @@ def update(
 @click.argument("name", type=FunctionName())
 @cluster_command
 def list_aliases(client: Client, out: Output, *, name: str) -> None:
-    """List the aliases of the function NAME."""
+    """List the aliases of the function NAME.
+
+    \b
+    Example:
+      lambent alias list hello
+    """  # noqa: D301 - \b is click's mark for a paragraph that keeps its lines
     aliases = list(client.functions.list_aliases(name))
     if out.as_json:
         out.json(aliases)
@@ -109,7 +126,12 @@ def list_aliases(client: Client, out: Output, *, name: str) -> None:
 @click.argument("alias_name", metavar="ALIAS")
 @cluster_command
 def delete(client: Client, out: Output, *, name: str, alias_name: str) -> None:
-    """Delete ALIAS of the function NAME. One that does not exist is no error."""
+    """Delete ALIAS of the function NAME. One that does not exist is no error.
+
+    \b
+    Example:
+      lambent alias delete hello live
+    """  # noqa: D301 - \b is click's mark for a paragraph that keeps its lines
     client.functions.delete_alias(name, alias_name)
     if out.as_json:
         out.json({"deleted": alias_name, "function_name": name})

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lambent.cli.options import Assignment, FunctionName, cluster_command
+from lambent.cli.options import Assignment, FunctionName, Seconds, cluster_command
 from lambent.cli.output import Output, size
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @click.option(
     "--memory-mib", type=click.IntRange(128, 10_240), help="Memory; CPU is proportional to it. [default: 128]"
 )
-@click.option("--timeout-s", type=click.FloatRange(1, 900), help="Longest run of one invocation. [default: 3]")
+@click.option("--timeout-s", type=Seconds(1, 900), help="Longest run of one invocation. [default: 3]")
 @click.option("--env", "environment", type=Assignment(), multiple=True, help="An environment variable; repeatable.")
 @click.option("--clear-env", is_flag=True, help="Remove the environment variables that are not given by --env.")
 @click.option("--ephemeral-storage-mib", type=click.IntRange(512, 10_240), help="Size of /tmp. [default: 512]")

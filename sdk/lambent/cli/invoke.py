@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lambent.cli.options import FunctionName, cluster_command
+from lambent.cli.options import Exclusive, FunctionName, Seconds, cluster_command
 from lambent.cli.output import Output, parsed, plain
 
 if TYPE_CHECKING:
@@ -57,8 +58,14 @@ class Payload(click.ParamType[bytes]):
 @click.option("--qualifier", default="", help="Version number, alias or $LATEST.")
 @click.option("--stream", is_flag=True, help="Print the answer as the function yields it.")
 @click.option("--log", is_flag=True, help="Print the end of the invocation's log to stderr.")
-@click.option("--timeout-s", type=click.FloatRange(min=0, min_open=True), help="How long to wait, queueing included.")
-@click.option("--idempotent", is_flag=True, help="Running twice does no harm: try again if the answer was lost.")
+@click.option("--timeout-s", type=Seconds(min=0, min_open=True), help="How long to wait, queueing included.")
+@click.option(
+    "--idempotent",
+    cls=Exclusive,
+    excludes="stream",
+    is_flag=True,
+    help="Running twice does no harm: try again if the answer was lost.",
+)
 @cluster_command
 def invoke(
     client: Client,
@@ -115,13 +122,16 @@ def _stream(
     log: bool,
     timeout_s: float | None,
 ) -> InvokeResult:
+    decode = codecs.getincrementaldecoder("utf-8")("replace").decode  # A piece may end within a character.
     with client.stream(name, event, qualifier=qualifier, timeout_s=timeout_s, log_tail=log) as pieces:
         for piece in pieces:
-            if out.as_json:
-                out.json_line({"chunk": piece})
-            else:
+            if not out.as_json:
                 sys.stdout.buffer.write(piece)
+            elif text := decode(piece):
+                out.json_line({"chunk": text})
             sys.stdout.flush()
+    if out.as_json and (text := decode(b"", final=True)):
+        out.json_line({"chunk": text})
     if out.terminal:
         click.echo()
     assert pieces.result is not None

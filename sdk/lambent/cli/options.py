@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
@@ -11,6 +13,7 @@ import click
 
 from lambent.blocking import Client
 from lambent.cli.output import OUTPUT_KEY, Output
+from lambent.client import AsyncClient
 from lambent.errors import LambentError
 
 if TYPE_CHECKING:
@@ -20,6 +23,9 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+_COMPLETION_S = 2.0
+"""How long a person who has pressed TAB waits at most for a cluster that does not answer."""
 
 _MOST_COMPLETIONS = 200
 """Names offered to the shell; a longer list helps nobody."""
@@ -37,17 +43,34 @@ class FunctionName(click.ParamType[str]):
         incomplete: str,
     ) -> list[click.shell_completion.CompletionItem]:
         """Give the names that begin so; none when the cluster does not answer."""
-        names: list[str] = []
+        endpoint, data_dir = ctx.params.get("endpoint") or "", ctx.params.get("data_dir")
         try:
-            with Client(ctx.params.get("endpoint") or "", data_dir=ctx.params.get("data_dir")) as client:
-                for function in client.functions.list():
-                    if function.function_name.startswith(incomplete):
-                        names.append(function.function_name)
-                    if len(names) >= _MOST_COMPLETIONS:
-                        break
-        except LambentError:
+            names = asyncio.run(_function_names(endpoint, data_dir, incomplete))
+        except (LambentError, TimeoutError):
             return []
         return [click.shell_completion.CompletionItem(name) for name in names]
+
+
+async def _function_names(endpoint: str, data_dir: Path | None, incomplete: str) -> list[str]:
+    names: list[str] = []
+    async with asyncio.timeout(_COMPLETION_S), AsyncClient(endpoint, data_dir=data_dir) as client:
+        async for function in client.functions.list():
+            if function.function_name.startswith(incomplete):
+                names.append(function.function_name)
+            if len(names) >= _MOST_COMPLETIONS:
+                break
+    return names
+
+
+class Seconds(click.FloatRange):
+    """A number of seconds within a range, which "not a number" never is."""
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Give the number."""
+        seconds = super().convert(value, param, ctx)  # type: ignore[arg-type]  # it converts whatever was given
+        if math.isnan(seconds):
+            self.fail(f"{value!r} is not a number of seconds", param, ctx)
+        return seconds
 
 
 class Duration(click.ParamType[float]):

@@ -69,7 +69,7 @@ class Output:
             click.echo(f"{click.style(name.ljust(width), bold=True)}  {value}")
 
     def payload(self, payload: bytes) -> None:
-        """Print a function's answer: as it is in a pipe, coloured JSON on a terminal."""
+        """Print a function's answer: its very bytes in a pipe, coloured JSON on a terminal."""
         if self.terminal:
             try:
                 text = payload.decode()
@@ -81,7 +81,7 @@ class Output:
 
                 Console().print_json(text)
                 return
-        click.echo(payload)
+        click.echo(payload, nl=self.terminal)
 
     def remark(self, text: str) -> None:
         """Print a line for the person at the terminal; scripts get none."""
