@@ -11,6 +11,8 @@ import uvloop
 from lambent.errors import InvalidParameterError, LambentError
 from lambent_common.credentials import Credentials
 from lambent_common.logging import configure_logging
+from lambent_common.machine import raise_open_files_limit
+from lambent_common.priority import prefer_daemon
 from lambent_scheduler.config import SchedulerConfig
 from lambent_scheduler.daemon import serve
 
@@ -141,6 +143,8 @@ def scheduler(  # noqa: PLR0917 - one parameter per option, all given by name
             account_concurrency=account_concurrency,
             drain_s=drain_s,
         )
+        raise_open_files_limit()
+        prefer_daemon()
         uvloop.run(serve(config, ready_fd))
     except (LambentError, OSError) as error:
         raise click.ClickException(str(error)) from error
