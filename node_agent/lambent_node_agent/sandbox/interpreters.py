@@ -6,12 +6,15 @@ import asyncio
 import glob
 import json
 import os
+import platform
 import re
 import sys
 from asyncio.subprocess import DEVNULL, PIPE
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import structlog
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -28,6 +31,14 @@ _QUESTION = """
 import json, platform, sys
 print(json.dumps([platform.python_implementation(), list(sys.version_info[:3]), sys.base_prefix, sys.base_exec_prefix]))
 """
+
+
+_ANSWER = json.dumps(
+    [platform.python_implementation(), list(sys.version_info[:3]), sys.base_prefix, sys.base_exec_prefix]
+)
+"""What the interpreter that runs the agent says of itself; it need not be started to be asked."""
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +76,11 @@ async def discover(search_path: Sequence[str]) -> dict[str, Interpreter]:
         One interpreter for each runtime name, newest runtime first. Of several with the same minor version the agent's
         own wins, then the one found first.
     """
-    answers = await asyncio.gather(*(_ask(path) for path in _candidates([*search_path, *STANDARD_DIRECTORIES])))
+    own, *others = _candidates([*search_path, *STANDARD_DIRECTORIES])
+    turns = asyncio.Semaphore(os.cpu_count() or 1)  # all at once, on a slow machine none would answer in time
+    answers = await asyncio.gather(*(_ask(path, turns) for path in others))
     found: dict[str, Interpreter] = {}
-    for interpreter in answers:
+    for interpreter in (parse_answer(own, _ANSWER.encode()), *answers):
         if interpreter is not None:
             found.setdefault(interpreter.runtime, interpreter)
     return dict(sorted(found.items(), key=lambda item: item[1].version, reverse=True))
@@ -98,21 +111,23 @@ def _is_binary(path: Path) -> bool:
         return False
 
 
-async def _ask(executable: Path) -> Interpreter | None:
+async def _ask(executable: Path, turns: asyncio.Semaphore) -> Interpreter | None:
     """Ask an interpreter what it is; None when it cannot run functions."""
-    try:
-        process = await asyncio.create_subprocess_exec(
-            str(executable), "-I", "-S", "-c", _QUESTION, stdin=DEVNULL, stdout=PIPE, stderr=DEVNULL, env={}
-        )
-    except OSError:
-        return None
-    try:
-        async with asyncio.timeout(_QUESTION_TIMEOUT_S):
-            output, _ = await process.communicate()
-    except TimeoutError:
-        process.kill()
-        await process.wait()
-        return None
+    async with turns:
+        try:
+            process = await asyncio.create_subprocess_exec(
+                str(executable), "-I", "-S", "-c", _QUESTION, stdin=DEVNULL, stdout=PIPE, stderr=DEVNULL, env={}
+            )
+        except OSError:
+            return None
+        try:
+            async with asyncio.timeout(_QUESTION_TIMEOUT_S):
+                output, _ = await process.communicate()
+        except TimeoutError:
+            log.warning("interpreter_left_out", executable=str(executable), waited_s=_QUESTION_TIMEOUT_S)
+            process.kill()
+            await process.wait()
+            return None
     if process.returncode != 0:
         return None
     return parse_answer(executable, output)
