@@ -6,9 +6,12 @@ import asyncio
 import contextlib
 import json
 import os
+import queue
 import subprocess
 import sysconfig
 import tempfile
+import threading
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,12 +64,9 @@ def lambent(
     *arguments: str, data_dir: Path | None = None, check: bool = True, environment: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run `lambent` to its end; `check` asserts that it succeeds."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith("LAMBENT_")}
-    if data_dir is not None:
-        own["LAMBENT_DATA_DIR"] = str(data_dir)
     done = subprocess.run(
         [LAMBENT, *arguments],
-        env=own | (environment or {}),
+        env=command_environment(data_dir) | (environment or {}),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -75,6 +75,80 @@ def lambent(
     )
     assert not check or done.returncode == 0, f"lambent {' '.join(arguments)}: {done.stderr}{done.stdout}"
     return done
+
+
+def command_environment(data_dir: Path | None = None) -> dict[str, str]:
+    """The environment of a command that knows of this cluster alone, or of none."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith("LAMBENT_")}
+    return own if data_dir is None else own | {"LAMBENT_DATA_DIR": str(data_dir)}
+
+
+class RunningCommand:
+    """A command that goes on; `said` waits for its lines.
+
+    Attributes:
+        process: The command itself.
+    """
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._seen: list[str] = []
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self._lines.put(line)
+        self._lines.put("")
+
+    def said(self, *words: str) -> str:
+        """Wait for the next line that has all these words."""
+        deadline = time.monotonic() + COMMAND_TIMEOUT_S
+        while line := self._lines.get(timeout=max(0.0, deadline - time.monotonic())):
+            self._seen.append(line)
+            if all(word in line for word in words):
+                return line
+        raise AssertionError(f"{words} were never said: {''.join(self._seen)}")
+
+    def end(self) -> int:
+        """Stop it with SIGTERM if it has not ended; gives its exit status."""
+        if self.process.poll() is None:
+            self.process.terminate()
+        status = self.process.wait(COMMAND_TIMEOUT_S)
+        self._reader.join()
+        return status
+
+
+@contextlib.contextmanager
+def running_command(*arguments: str, data_dir: Path | None = None) -> Iterator[RunningCommand]:
+    """Run `lambent` inside the block, with output and errors as one stream of lines."""
+    with subprocess.Popen(
+        [LAMBENT, *arguments],
+        env=command_environment(data_dir),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        command = RunningCommand(process)
+        try:
+            yield command
+        finally:
+            command.end()
+
+
+@contextlib.contextmanager
+def foreground_cluster(data_dir: Path, *flags: str) -> Iterator[tuple[Cluster, RunningCommand]]:
+    """`lambent up` on free ports as at a terminal: the cluster, once ready, and what is said of it."""
+    ports = ("--grpc-port=0", "--http-port=0")
+    with (
+        _logs_shown(data_dir),
+        running_command("up", "--output=json", *ports, f"--data-dir={data_dir}", *flags) as command,
+    ):
+        ready = json.loads(command.said('"grpc":'))
+        yield Cluster(grpc=ready["grpc"], http=ready["http"], data_dir=Path(ready["data_dir"])), command
 
 
 def start_cluster(data_dir: Path, *flags: str) -> Cluster:
@@ -109,8 +183,15 @@ def leftovers(data_dir: Path) -> list[str]:
         if any(own in line.split()[4] for line in mounts.splitlines()):
             found.append(f"mount in the namespace of process {process.name}: {command}")
     if mark is not None:
-        found += [f"control group {path}" for path in Path("/sys/fs/cgroup").rglob(f"lambent-{mark}*")]
+        found += [f"control group {path}" for path in control_groups(f"lambent-{mark}")]
     return found
+
+
+def control_groups(beginning: str) -> list[Path]:
+    """Control groups of names that begin so, in all hierarchies."""
+    # Others come and go meanwhile, which os.walk does not mind.
+    walked = os.walk("/sys/fs/cgroup")
+    return [Path(parent, name) for parent, names, _ in walked for name in names if name.startswith(beginning)]
 
 
 @contextlib.contextmanager

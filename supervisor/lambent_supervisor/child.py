@@ -65,7 +65,7 @@ class Watcher(Protocol):
     """Is told what happens to a child."""
 
     def spawned(self, name: str, identity: ProcessId) -> None:
-        """A process was started; it is recorded before anything else happens."""
+        """A process was started; told before anything else happens."""
 
     def notice(self, text: str) -> None:
         """Something that the operator should read."""
@@ -135,17 +135,21 @@ class Child:
         return None
 
     async def _start_once(self) -> Ready:
+        """Start it and wait until it serves.
+
+        Raises:
+            _StartError: What went wrong; no process is left.
+        """
         self._started = time.monotonic()
         try:
-            async with asyncio.timeout(READY_TIMEOUT_S):
+            async with asyncio.timeout(READY_TIMEOUT_S) as limit:
                 self._announced = await (self._start_announcing() if self.spec.probe is None else self._start_probed())
-        except _StartError:
+        except (_StartError, OSError) as error:
             await self.stop(0)
-            raise
-        except TimeoutError as error:
-            await self.stop(0)
-            raise _StartError(f"did not become ready within {READY_TIMEOUT_S:.0f} s") from error
-        except OSError as error:
+            if isinstance(error, _StartError):
+                raise
+            if limit.expired():
+                raise _StartError(f"did not become ready within {READY_TIMEOUT_S:.0f} s") from error
             raise _StartError(f"cannot be started: {error}") from error
         return self._announced
 
@@ -162,15 +166,12 @@ class Child:
 
     async def _start_announcing(self) -> Ready:
         read_end, write_end = os.pipe()
-        stream = os.fdopen(read_end, "rb")
-        try:
-            process = self._spawn(("--ready-fd", str(write_end)), (write_end,))
-        except BaseException:
-            stream.close()
-            raise
-        finally:
-            os.close(write_end)
-        line = await _read_line(stream)
+        with os.fdopen(read_end, "rb") as stream:
+            try:
+                process = self._spawn(("--ready-fd", str(write_end)), (write_end,))
+            finally:
+                os.close(write_end)
+            line = await _read_line(stream)
         if not line:
             raise _StartError(describe_end(await process.wait()))
         try:
@@ -192,7 +193,7 @@ class Child:
 
 
 async def _read_line(stream: BinaryIO) -> bytes:
-    """Read a pipe's first line; empty when the other end was closed without one. Closes the stream."""
+    """Read a pipe's first line; empty when the other end was closed without one."""
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader(limit=_READY_LINE_BYTES)
     transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), stream)

@@ -9,6 +9,7 @@ import functools
 import json
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +21,14 @@ from lambent_common.programs import ETCD, NATS_SERVER
 
 from .daemons import SchedulerOptions
 from .data_directory import Address, DataDirectory, LockedDataDirectory
-from .detach import Report, move_output, start_detached
+from .detach import Report, start_detached
 from .down import stop_cluster
-from .errors import NotRootError, SupervisorError
+from .errors import NodeShareError, NotRootError, SupervisorError
+from .notices import move_output, tell
 from .ports import check_free
 from .programs import require
 from .shares import divide
+from .stores import GivenStores
 from .supervisor import ClusterConfig, Supervisor
 
 if TYPE_CHECKING:
@@ -56,6 +59,12 @@ class CommandFailedError(click.ClickException):
     def show(self, file: Any = None) -> None:
         """Write message and help to standard error."""
         click.echo(f"Error: {self.message}\nHelp: {self.help}", file=file, err=file is None)
+
+
+class WrongUsageError(CommandFailedError):
+    """The same for what only another command line can mend."""
+
+    exit_code = 2
 
 
 @click.command()
@@ -97,6 +106,19 @@ class CommandFailedError(click.ClickException):
     metavar="SECONDS",
     help="How long a call may wait for an environment.",
 )
+@click.option(
+    "--allow-missing",
+    default="",
+    metavar="NAME[,NAME]",
+    help="Control group controllers (memory, pids) that functions may run without where the machine has none.",
+)
+@click.option("--etcd", metavar="URL[,URL]", help="Use this etcd, which nobody else uses, and start none.")
+@click.option("--nats", metavar="URL[,URL]", help="Use this NATS with JetStream, and start none.")
+@click.option(
+    "--credentials",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="Directory with what these ask for: etcd-ca.pem, etcd-client.pem, etcd-client.key, nats.user, nats.password.",
+)
 @click.option("--detach", is_flag=True, help="Return when the cluster is ready; it goes on in the background.")
 @_output_option
 @click.option("--report-fd", type=int, hidden=True)
@@ -108,6 +130,10 @@ def up(  # noqa: PLR0917, click gives the options by name
     memory: int | None,
     keep_alive: float,
     max_queue_wait: float,
+    allow_missing: str,
+    etcd: str | None,
+    nats: str | None,
+    credentials: Path | None,
     detach: bool,
     output: str,
     report_fd: int | None,
@@ -116,35 +142,33 @@ def up(  # noqa: PLR0917, click gives the options by name
 
     It consists of etcd, nats-server, a scheduler and node agents, each a child process of this one.
     """
-    root = (data_dir or default_data_dir(os.environ)).absolute()
+    directory = DataDirectory((data_dir or default_data_dir(os.environ)).absolute())
     if detach:
-        flags = {
-            "nodes": nodes,
-            "data-dir": root,
-            "grpc-port": grpc_port,
-            "http-port": http_port,
-            "memory": memory,
-            "keep-alive": keep_alive,
-            "max-queue-wait": max_queue_wait,
-        }
-        arguments = [f"--{name}={value}" for name, value in flags.items() if value is not None]
+        given = click.get_current_context().params | {"data_dir": directory.root}
+        flags = {name: value for name, value in given.items() if name not in {"detach", "output", "report_fd"}}
+        arguments = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items() if value is not None]
         with _errors_shown():
-            _say_ready(start_detached(arguments), output=output, detached=True)
+            _say_ready(start_detached(arguments), directory, output=output, detached=True)
         return
-    options = SchedulerOptions(grpc_port, http_port, keep_alive, max_queue_wait)
+    request = _Request(
+        nodes=nodes,
+        memory_mib=memory,
+        allow_missing=allow_missing,
+        scheduler=SchedulerOptions(grpc_port, http_port, keep_alive, max_queue_wait),
+        given=GivenStores(etcd, nats, credentials),
+    )
     if report_fd is None:
         with _errors_shown():
-            say = functools.partial(_say_ready, output=output, detached=False)
-            _run(DataDirectory(root), nodes, memory, options, say)
+            _run(directory, request, functools.partial(_say_ready, directory=directory, output=output, detached=False))
         return
     report = Report(report_fd)
 
     def on_ready(cluster: dict[str, str]) -> None:
         report.ready(cluster)
-        move_output(DataDirectory(root).log("supervisor"))
+        move_output(directory.log("supervisor"))
 
     try:
-        _run(DataDirectory(root), nodes, memory, options, on_ready)
+        _run(directory, request, on_ready)
     except SupervisorError as error:
         report.failed(error)
         sys.exit(1)
@@ -164,52 +188,73 @@ def down(data_dir: Path | None, output: str) -> None:
         click.echo(f"Stopped the cluster in {directory.root}." if stopped else f"No cluster runs in {directory.root}.")
 
 
-def _run(
-    directory: DataDirectory,
-    nodes: int,
-    memory_mib: int | None,
-    options: SchedulerOptions,
-    on_ready: Callable[[dict[str, str]], None],
-) -> None:
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What the operator asked for.
+
+    Attributes:
+        nodes: Number of agents.
+        memory_mib: Memory of all of them together; None for the default.
+        allow_missing: Names of controllers between commas, for the agents.
+        scheduler: What the scheduler is told.
+        given: Stores that are not to be started.
+    """
+
+    nodes: int
+    memory_mib: int | None
+    allow_missing: str
+    scheduler: SchedulerOptions
+    given: GivenStores
+
+
+def _run(directory: DataDirectory, request: _Request, on_ready: Callable[[dict[str, str]], None]) -> None:
     """Check everything that can be checked beforehand, then supervise until a signal comes."""
     if os.geteuid() != 0:
         raise NotRootError("`lambent up` needs root: sandboxes are made of namespaces and cgroups", help_="Use sudo.")
     search_path = os.environ.get("PATH", os.defpath)
-    etcd, etcd_version = require(ETCD, search_path)
-    nats, nats_version = require(NATS_SERVER, search_path)
-    machine = read_machine()
-    try:
-        share = divide(machine, nodes, memory_mib)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
+    etcd = None if request.given.etcd else require(ETCD, search_path)
+    nats = None if request.given.nats else require(NATS_SERVER, search_path)
+    share = divide(read_machine(), request.nodes, request.memory_mib)
+    notice = functools.partial(_notice, log=directory.log("supervisor"))
     with LockedDataDirectory(directory) as locked:
-        check_free(options.grpc_port, "--grpc-port")
-        check_free(options.http_port, "--http-port")
-        _notice(f"starting etcd {etcd_version}, nats-server {nats_version}, a scheduler and {_of_nodes(nodes, share)}")
+        check_free(request.scheduler.grpc_port, "--grpc-port")
+        check_free(request.scheduler.http_port, "--http-port")
+        stores = [str(program) for program in (etcd, nats) if program is not None]
+        notice(f"starting {', '.join([*stores, 'a scheduler'])} and {_of_nodes(request.nodes, share)}")
         if share.remark is not None:
-            _notice(share.remark)
+            notice(share.remark)
         # Variables of the CLI would be taken for the daemons' own.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("LAMBENT_")}
-        config = ClusterConfig(nodes, share, options, etcd, nats, environment)
+        config = ClusterConfig(
+            nodes=request.nodes,
+            share=share,
+            allow_missing=request.allow_missing,
+            scheduler=request.scheduler,
+            etcd_program=None if etcd is None else etcd.path,
+            nats_program=None if nats is None else nats.path,
+            given=request.given,
+            environment=environment,
+        )
 
         def ready(address: Address) -> None:
             on_ready({"grpc": address.grpc, "http": address.http, "data_dir": str(directory.root)})
 
-        asyncio.run(Supervisor(config, locked, _notice).run(ready))
+        asyncio.run(Supervisor(config, locked, notice).run(ready))
 
 
-def _say_ready(cluster: dict[str, str], *, output: str, detached: bool) -> None:
+def _say_ready(cluster: dict[str, str], directory: DataDirectory, *, output: str, detached: bool) -> None:
     if output == "json":
-        click.echo(json.dumps(cluster))
-        return
-    click.echo(f"Ready: gRPC {cluster['grpc']}, HTTP {cluster['http']}, data in {cluster['data_dir']}")
-    click.echo(f"Stop it with: lambent down --data-dir {cluster['data_dir']}" if detached else "Stop it with Ctrl-C.")
+        text = json.dumps(cluster)
+    else:
+        stop = f"Stop it with: lambent down --data-dir {directory.root}" if detached else "Stop it with Ctrl-C."
+        text = f"Ready: gRPC {cluster['grpc']}, HTTP {cluster['http']}, data in {directory.root}\n{stop}"
+    tell(text, directory.log("supervisor"), err=False)
 
 
-def _notice(text: str) -> None:
+def _notice(text: str, log: Path) -> None:
     """Tell the operator; with the time when it goes into a file."""
     stamp = "" if sys.stderr.isatty() else dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ ")
-    click.echo(f"{stamp}lambent: {text}", err=True)
+    tell(f"{stamp}lambent: {text}", log)
 
 
 def _of_nodes(nodes: int, share: NodeShare) -> str:
@@ -222,4 +267,4 @@ def _errors_shown() -> Iterator[None]:
     try:
         yield
     except SupervisorError as error:
-        raise CommandFailedError(error) from error
+        raise (WrongUsageError if isinstance(error, NodeShareError) else CommandFailedError)(error) from error

@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from .data_directory import DataDirectory
+    from .stores import GivenStores
 
 _NATS_USER = "lambent"
+_OF_ETCD = (files.ETCD_CA_FILE, files.ETCD_CERTIFICATE_FILE, files.ETCD_KEY_FILE)
+_OF_NATS = (files.NATS_USER_FILE, files.NATS_PASSWORD_FILE)
 _LOOPBACK_NAMES = ("127.0.0.1", "::1", "localhost")
 
 
@@ -51,6 +54,17 @@ def prepare_credentials(directory: DataDirectory, now: dt.datetime) -> NatsLogin
         user=write_once(given / files.NATS_USER_FILE, _NATS_USER),
         password=write_once(given / files.NATS_PASSWORD_FILE, secrets.token_urlsafe(32)),
     )
+
+
+def use_given_credentials(directory: DataDirectory, given: GivenStores) -> None:
+    """Put what the operator's own stores ask for in the place of what ours would; a missing file is not asked for."""
+    names = (*(_OF_ETCD if given.etcd else ()), *(_OF_NATS if given.nats else ()))
+    for name in names:
+        source = given.credentials and given.credentials / name
+        if source is not None and source.exists():
+            write_atomically(directory.credentials / name, source.read_bytes())
+        else:
+            (directory.credentials / name).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,7 +71,13 @@ def scheduler_spec(
 
 
 def agent_spec(
-    directory: DataDirectory, stores: Stores, share: NodeShare, environment: Mapping[str, str], *, number: int
+    directory: DataDirectory,
+    stores: Stores,
+    share: NodeShare,
+    environment: Mapping[str, str],
+    *,
+    number: int,
+    allow_missing: str,
 ) -> ChildSpec:
     """The agent of a node, counted from 1; its port is a new one each time, which it publishes in etcd."""
     name = f"node-{number}"
@@ -85,6 +91,7 @@ def agent_spec(
         f"--memory={share.memory_mib}",
         f"--cpus={share.cpus:g}",
         f"--owner={mark}-{number}",
+        f"--allow-missing={allow_missing}",
     )
     return ChildSpec(name, lambda _announced: command, environment, directory.log(name))
 

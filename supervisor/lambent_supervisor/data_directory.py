@@ -20,6 +20,8 @@ import hashlib
 import json
 import os
 import secrets
+import struct
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
@@ -38,6 +40,16 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 
 _DIRECTORIES = ("authority", "credentials", "etcd", "nats", "logs", "nodes")
+_FILES = ("owner", "token", "format")
+_DRAFT_SUFFIX = ".new"
+
+# A supervisor writes its pid as soon as it has the lock.
+_HOLDER_TIMEOUT_S = 1.0
+_HOLDER_POLL_S = 0.005
+
+# struct flock of fcntl(2): type, whence, start, length, pid. Open file description locks want pid 0, and can be asked
+# for without being taken, so that who only looks is in nobody's way.
+_FLOCK = "hhqqi4x"
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +144,7 @@ class DataDirectory:
 
         Raises:
             DataDirectoryNotWritableError: The lock cannot be opened.
+            DataDirectoryLockedError: Somebody has it who cannot be seen from here.
         """
         try:
             descriptor = os.open(self.lock, os.O_RDWR | os.O_CLOEXEC)
@@ -140,11 +153,7 @@ class DataDirectory:
         except OSError as error:
             raise _not_writable(self.root, error) from error
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return _read_holder(descriptor)
-        else:
-            return None
+            return _wait_for_holder(self.root, descriptor)
         finally:
             os.close(descriptor)
 
@@ -162,11 +171,16 @@ class LockedDataDirectory:
         self.directory = directory
         try:
             directory.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not directory.lock.exists():
+                self._check_format()  # the lock is the first thing that a supervisor makes: nobody else is at work here
             self._descriptor = os.open(directory.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise _not_writable(directory.root, error) from error
         try:
             self._take()
+            self._check_format()
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, ProcessId.own().encode(), 0)
             self._prepare()
         except BaseException:
             os.close(self._descriptor)
@@ -196,20 +210,13 @@ class LockedDataDirectory:
         self.directory.cluster.unlink(missing_ok=True)
 
     def _take(self) -> None:
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = _read_holder(self._descriptor)
-            raise DataDirectoryLockedError(
-                f"data directory {self.directory.root} is in use by another `lambent up`, process {holder.pid}",
-                help_=f"Stop it with `lambent down --data-dir {self.directory.root}`, or name another by --data-dir.",
-            ) from error
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, ProcessId.own().encode(), 0)
+        while not try_lock(self._descriptor):
+            holder = _wait_for_holder(self.directory.root, self._descriptor)
+            if holder is not None:
+                raise _locked(self.directory.root, f"another `lambent up`, process {holder.pid}")
 
     def _prepare(self) -> None:
         root = self.directory.root
-        self._check_format()
         try:
             for name in _DIRECTORIES:
                 (root / name).mkdir(mode=0o700, exist_ok=True)
@@ -225,7 +232,7 @@ class LockedDataDirectory:
             found = self.directory.format.read_text().strip()
         except FileNotFoundError:
             # Anything that the first start makes may be there already: it may have been interrupted.
-            ours = {"lock", "owner", "token", *_DIRECTORIES}
+            ours = {"lock", *_DIRECTORIES, *_FILES, *(name + _DRAFT_SUFFIX for name in _FILES)}
             strange = sorted(entry.name for entry in root.iterdir() if entry.name not in ours)
             if strange:
                 raise DataDirectoryFormatError(
@@ -244,7 +251,7 @@ class LockedDataDirectory:
 
 def write_atomically(path: Path, content: bytes, *, mode: int = 0o600) -> None:
     """Replace a file so that a reader, and a crash, meet the old content or the new one."""
-    draft = path.with_name(path.name + ".new")
+    draft = path.with_name(path.name + _DRAFT_SUFFIX)
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
     with os.fdopen(descriptor, "wb") as file:
         os.fchmod(descriptor, mode)
@@ -267,9 +274,44 @@ def write_once(path: Path, content: str) -> str:
     return content
 
 
-def _read_holder(descriptor: int) -> ProcessId:
-    # Between taking the lock and writing the pid there is an instant in which the file is empty.
-    return ProcessId.decode(os.pread(descriptor, 256, 0)) or ProcessId(pid=0, start_ticks=0)
+def try_lock(descriptor: int) -> bool:
+    """Take the lock for as long as the descriptor is open; whether it could be had."""
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_locked(descriptor: int) -> bool:
+    """Whether another descriptor has the lock."""
+    asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+    kind: int = struct.unpack(_FLOCK, fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, asked))[0]
+    return kind != fcntl.F_UNLCK
+
+
+def _wait_for_holder(root: Path, descriptor: int) -> ProcessId | None:
+    """Give who has the lock, once it has written its pid over its predecessor's; None when nobody has it.
+
+    Raises:
+        DataDirectoryLockedError: The lock is held, and no pid of a running process comes.
+    """
+    deadline = time.monotonic() + _HOLDER_TIMEOUT_S
+    while _is_locked(descriptor):
+        holder = ProcessId.decode(os.pread(descriptor, 256, 0))
+        if holder is not None and holder.is_running():
+            return holder
+        if time.monotonic() > deadline:
+            raise _locked(root, "a process that cannot be seen from here")
+        time.sleep(_HOLDER_POLL_S)
+    return None
+
+
+def _locked(root: Path, by: str) -> DataDirectoryLockedError:
+    return DataDirectoryLockedError(
+        f"data directory {root} is in use by {by}",
+        help_=f"Stop it with `lambent down --data-dir {root}`, or name another by --data-dir.",
+    )
 
 
 def _not_writable(root: Path, error: OSError) -> DataDirectoryNotWritableError:

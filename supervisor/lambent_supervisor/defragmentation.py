@@ -29,14 +29,21 @@ def is_worth_it(size_bytes: int, in_use_bytes: int) -> bool:
 async def keep_defragmented(port: int, credentials: Path, notice: Callable[[str], None]) -> None:
     """Look at etcd's file now and then; runs until it is cancelled. An etcd that is away is looked at the next time."""
     while True:
-        status = await ask_etcd(port, credentials, "POST", "/v3/maintenance/status", timeout_s=PROBE_TIMEOUT_S)
-        size, in_use = _number(status, "dbSize"), _number(status, "dbSizeInUse")
-        if size and is_worth_it(size, in_use):
-            path = "/v3/maintenance/defragment"
-            done = await ask_etcd(port, credentials, "POST", path, timeout_s=DEFRAGMENT_TIMEOUT_S)
-            outcome = "done" if done is not None else "failed"
-            notice(f"defragmentation of etcd {outcome}: {in_use >> 20} of {size >> 20} MiB were in use")
+        try:
+            await _defragment(port, credentials, notice)
+        except OSError as error:
+            notice(f"etcd's file could not be looked at: {error.strerror}")
         await asyncio.sleep(INTERVAL_S)
+
+
+async def _defragment(port: int, credentials: Path, notice: Callable[[str], None]) -> None:
+    status = await ask_etcd(port, credentials, "POST", "/v3/maintenance/status", timeout_s=PROBE_TIMEOUT_S)
+    size, in_use = _number(status, "dbSize"), _number(status, "dbSizeInUse")
+    if size and is_worth_it(size, in_use):
+        path = "/v3/maintenance/defragment"
+        done = await ask_etcd(port, credentials, "POST", path, timeout_s=DEFRAGMENT_TIMEOUT_S)
+        outcome = "done" if done is not None else "failed"
+        notice(f"defragmentation of etcd {outcome}: {in_use >> 20} of {size >> 20} MiB were in use")
 
 
 def _number(status: dict[str, object] | None, name: str) -> int:

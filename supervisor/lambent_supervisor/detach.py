@@ -14,7 +14,6 @@ from .errors import ChildFailedError, SupervisorError, supervisor_error
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
 # Three layers of children with a minute each, and their stop when one fails.
 REPORT_TIMEOUT_S = 300.0
@@ -84,14 +83,6 @@ def start_detached(arguments: Sequence[str]) -> dict[str, str]:
     ready: dict[str, str] = report["ready"]
     process.returncode = 0  # it stays, and is nobody's to wait for
     return ready
-
-
-def move_output(log: Path) -> None:
-    """Let this process write to its log from now on instead of the terminal that it was started from."""
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    os.close(descriptor)
 
 
 def _read_report(descriptor: int) -> bytes:

@@ -3,6 +3,7 @@
 LambentError
 `-- SupervisorError
     |-- NotRootError
+    |-- NodeShareError
     |-- DataDirectoryError
     |   |-- DataDirectoryLockedError
     |   |-- DataDirectoryNotWritableError
@@ -35,6 +36,10 @@ class SupervisorError(LambentError):
 
 class NotRootError(SupervisorError):
     """Sandboxes need root."""
+
+
+class NodeShareError(SupervisorError):
+    """The machine cannot be divided among so many nodes."""
 
 
 class DataDirectoryError(SupervisorError):

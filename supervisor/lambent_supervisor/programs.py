@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lambent_common.programs import Program, find_program, program_version
@@ -14,8 +15,20 @@ if TYPE_CHECKING:
     from lambent_common.programs import Version
 
 
-def require(program: Program, search_path: str) -> tuple[Path, Version]:
-    """Give a program's path and version.
+@dataclass(frozen=True, slots=True)
+class UsableProgram:
+    """A program that will do: its name, where it is and which version it says it has."""
+
+    name: str
+    path: Path
+    version: Version
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.version}"
+
+
+def require(program: Program, search_path: str) -> UsableProgram:
+    """Find a program.
 
     Args:
         program: What is needed.
@@ -34,4 +47,4 @@ def require(program: Program, search_path: str) -> tuple[Path, Version]:
     objection = program.objection(version)
     if objection is not None:
         raise ProgramVersionError(f"{objection} ({path})", help_=program.help)
-    return path, version
+    return UsableProgram(program.name, path, version)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from lambent_common.machine import DEFAULT_MEMORY_SHARE
 
+from .errors import NodeShareError
+
 if TYPE_CHECKING:
     from lambent_common.machine import Machine
 
@@ -27,14 +29,15 @@ def divide(machine: Machine, nodes: int, memory_mib: int | None) -> NodeShare:
     """Divide memory and CPUs equally; without `memory_mib` 80 % of the machine's memory is used.
 
     Raises:
-        ValueError: A node would have less memory than the smallest function.
+        NodeShareError: A node would have less memory than the smallest function.
     """
     total_mib = int(machine.memory_mib * DEFAULT_MEMORY_SHARE) if memory_mib is None else memory_mib
     share_mib = total_mib // nodes
     if share_mib < MINIMUM_NODE_MEMORY_MIB:
-        raise ValueError(
+        raise NodeShareError(
             f"{total_mib} MiB over {nodes} nodes leaves {share_mib} MiB for each, "
-            f"less than the smallest function's {MINIMUM_NODE_MEMORY_MIB} MiB"
+            f"less than the smallest function's {MINIMUM_NODE_MEMORY_MIB} MiB",
+            help_="Ask for fewer by --nodes, or declare more by --memory.",
         )
     remark = None
     if total_mib > machine.memory_mib:

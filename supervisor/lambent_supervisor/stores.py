@@ -63,6 +63,21 @@ class Store:
     spec: ChildSpec
 
 
+@dataclass(frozen=True, slots=True)
+class GivenStores:
+    """Stores of the operator's own, in whose place none is started.
+
+    Attributes:
+        etcd: URLs, separated by commas; None starts one.
+        nats: URLs, separated by commas; None starts one.
+        credentials: Directory with what they ask for, in files named as in `lambent_common.credentials`.
+    """
+
+    etcd: str | None = None
+    nats: str | None = None
+    credentials: Path | None = None
+
+
 def etcd_store(directory: DataDirectory, program: Path, environment: Mapping[str, str]) -> Store:
     """An etcd of one member on free ports; clients and peers must show a certificate of the cluster's authority."""
     client_port = free_port()

@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
-import shutil
 import signal
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .child import Child
-from .credentials import prepare_credentials
+from .child import READY_TIMEOUT_S, Child
+from .credentials import prepare_credentials, use_given_credentials
 from .daemons import SchedulerOptions, Stores, agent_spec, scheduler_spec
 from .data_directory import Address
 from .defragmentation import keep_defragmented
-from .errors import ChildFailedError
+from .errors import ChildFailedError, SupervisorError
+from .log_files import keep_logs_short
+from .probes import wait_until_ready
 from .stores import etcd_store, nats_store
 from .sweep import ProcessTable, sweep
 
@@ -26,14 +27,10 @@ if TYPE_CHECKING:
     from .data_directory import LockedDataDirectory
     from .processes import ProcessId
     from .shares import NodeShare
-    from .stores import Store
+    from .stores import GivenStores, Store
 
 # The scheduler drains for 5 s and the agents end their environments; etcd and nats-server need well under a second.
 STOP_TIMEOUT_S = 15.0
-
-# Children write to their log files themselves; the supervisor moves what they hold aside when they are this large.
-LOG_LIMIT_BYTES = 64 << 20
-LOG_INTERVAL_S = 60.0
 
 # The ports of etcd and nats-server are chosen before they bind them; another process may be quicker.
 _STORE_ATTEMPTS = 3
@@ -48,17 +45,21 @@ class ClusterConfig:
     Attributes:
         nodes: Number of agents.
         share: Memory and CPUs that each declares.
+        allow_missing: Names of controllers between commas, as the agents' flag of this name takes them.
         scheduler: What the scheduler is told.
-        etcd_program: Executable.
-        nats_program: Executable.
+        etcd_program: Executable; None when one is given.
+        nats_program: Executable; None when one is given.
+        given: Stores that are not started.
         environment: Environment of the children.
     """
 
     nodes: int
     share: NodeShare
+    allow_missing: str
     scheduler: SchedulerOptions
-    etcd_program: Path
-    nats_program: Path
+    etcd_program: Path | None
+    nats_program: Path | None
+    given: GivenStores
     environment: Mapping[str, str]
 
 
@@ -82,7 +83,10 @@ class Supervisor:
 
     def spawned(self, name: str, identity: ProcessId) -> None:
         """Record a child, for the sweep of the next supervisor."""
-        self._table.record(name, identity)
+        try:
+            self._table.record(name, identity)
+        except OSError as error:  # the child serves all the same, and dies with this process
+            self.notice(f"{name} could not be recorded in {self._directory.processes}: {error.strerror}")
 
     async def run(self, on_ready: Callable[[Address], None]) -> None:
         """Start the cluster and keep it until SIGINT, SIGTERM or SIGHUP; nothing of it is left when this returns.
@@ -91,7 +95,8 @@ class Supervisor:
             on_ready: Called once, when everything serves.
 
         Raises:
-            ChildFailedError: A child did not become ready.
+            ChildFailedError: A child did not become ready, or the cluster did not.
+            SupervisorError: The disk is full, or descriptors are short.
         """
         running = asyncio.ensure_future(self._start_and_keep(on_ready))
         with self._handled_signals(running):
@@ -100,6 +105,11 @@ class Supervisor:
             except asyncio.CancelledError:
                 if not self._signals:
                     raise
+            except OSError as error:
+                raise SupervisorError(
+                    f"the cluster cannot be kept: {error}",
+                    help_="The data directory needs room on its disk, and every child a few open files.",
+                ) from error
             finally:
                 await self._stop()
 
@@ -108,43 +118,61 @@ class Supervisor:
         if swept:
             self.notice(f"removed what an earlier supervisor left: {swept}")
         address = await self._start()
-        self._locked.publish(address)
-        on_ready(address)
-        async with asyncio.TaskGroup() as group:
-            for layer in self._layers:
-                for child in layer:
+        try:
+            async with asyncio.TaskGroup() as group:
+                for child in self._children():
                     group.create_task(child.keep())
-            group.create_task(self._keep_logs_short())
-            port = int(address.etcd.rpartition(":")[2])
-            group.create_task(keep_defragmented(port, self._directory.credentials, self.notice))
+                logs = [child.spec.log for child in self._children()]
+                group.create_task(keep_logs_short(logs, self.notice))
+                if self._config.etcd_program is not None:
+                    port = int(address.etcd.rpartition(":")[2])
+                    group.create_task(keep_defragmented(port, self._directory.credentials, self.notice))
+                await wait_until_ready(address.http, READY_TIMEOUT_S)
+                self._locked.publish(address)
+                on_ready(address)
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from None
+
+    def _children(self) -> list[Child]:
+        return [child for layer in self._layers for child in layer]
 
     async def _start(self) -> Address:
         config, directory = self._config, self._directory
         login = prepare_credentials(directory, dt.datetime.now(dt.UTC))
+        use_given_credentials(directory, config.given)
         self._layers.append([])
         etcd, nats = await _together(
-            self._start_store(lambda: etcd_store(directory, config.etcd_program, config.environment)),
-            self._start_store(
-                lambda: nats_store(directory, config.nats_program, config.environment, login.user, login.password)
+            self._store(
+                config.given.etcd, config.etcd_program, lambda path: etcd_store(directory, path, config.environment)
+            ),
+            self._store(
+                config.given.nats,
+                config.nats_program,
+                lambda path: nats_store(directory, path, config.environment, login.user, login.password),
             ),
         )
         stores = Stores(etcd=etcd, nats=nats)
-        agents = [
-            Child(agent_spec(directory, stores, config.share, config.environment, number=number), self)
-            for number in range(1, config.nodes + 1)
-        ]
-        for number in range(1, config.nodes + 1):
-            directory.node(number).mkdir(mode=0o700, exist_ok=True)
         scheduler = Child(scheduler_spec(directory, stores, config.scheduler, config.environment), self)
-        self._layers += [agents, [scheduler]]
-        ready, *_ = await _together(scheduler.start(), *(agent.start() for agent in agents))
+        nodes = [self._node(number, stores) for number in range(1, config.nodes + 1)]
+        self._layers += [nodes, [scheduler]]
+        ready, *_ = await _together(scheduler.start(), *(node.start() for node in nodes))
         return Address(grpc=ready.grpc, http=ready.http, etcd=etcd, nats=nats)
 
-    async def _start_store(self, make: Callable[[], Store]) -> str:
-        """Start etcd or nats-server; gives its URL."""
+    def _node(self, number: int, stores: Stores) -> Child:
+        config, directory = self._config, self._directory
+        directory.node(number).mkdir(mode=0o700, exist_ok=True)
+        missing = config.allow_missing
+        spec = agent_spec(directory, stores, config.share, config.environment, number=number, allow_missing=missing)
+        return Child(spec, self)
+
+    async def _store(self, given: str | None, program: Path | None, make: Callable[[Path], Store]) -> str:
+        """Give the URL of etcd or NATS, starting it unless one is given."""
+        if given is not None:
+            return given
+        assert program is not None, "one or the other"
         attempt = 1
         while True:
-            store = make()
+            store = make(program)
             child = Child(store.spec, self)
             self._layers[0].append(child)
             try:
@@ -165,13 +193,6 @@ class Supervisor:
         sweep(self._directory)
         self._table.clear()
 
-    async def _keep_logs_short(self) -> None:
-        while True:
-            await asyncio.sleep(LOG_INTERVAL_S)
-            for layer in self._layers:
-                for child in layer:
-                    shorten_log(child.spec.log)
-
     @contextlib.contextmanager
     def _handled_signals(self, running: asyncio.Future[None]) -> Iterator[None]:
         """The first signal ends `running`, a second one what is slow to stop."""
@@ -184,9 +205,8 @@ class Supervisor:
                 self.notice("stopping; a second signal ends everything at once")
                 running.cancel()
             else:
-                for layer in self._layers:
-                    for child in layer:
-                        child.kill()
+                for child in self._children():
+                    child.kill()
 
         for number in handled:
             loop.add_signal_handler(number, on_signal)
@@ -205,18 +225,3 @@ async def _together(*starts: Coroutine[Any, Any, _T]) -> list[_T]:
     except ExceptionGroup as failed:
         raise failed.exceptions[0] from None
     return [task.result() for task in tasks]
-
-
-def shorten_log(log: Path, limit_bytes: int = LOG_LIMIT_BYTES) -> None:
-    """Move a log's content aside, to one file that is overwritten, when it is larger than the limit.
-
-    The child appends to the same file all the while; what it writes between copy and cut is lost.
-    """
-    try:
-        if log.stat().st_size <= limit_bytes:
-            return
-    except FileNotFoundError:
-        return
-    shutil.copyfile(log, log.with_name(log.name + ".1"))
-    with log.open("r+b") as file:
-        file.truncate(0)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import signal
 import uuid
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.cluster import Cluster
+from tests.cluster import Cluster, running_command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+
+TIMEOUT_S = 30
 
 
 @pytest.fixture
@@ -71,7 +75,7 @@ def test_release_and_rollback(cluster: Cluster, name: str, code: Path) -> None:
     cluster.lambent("deploy", name, str(code), "--handler", "app.handler", "--alias", "live")
     (code / "app.py").write_text("def handler(event, context): return 'broken'\n")
     cluster.lambent("deploy", name, str(code), "--alias", "live")
-    assert cluster.lambent("invoke", name, "--qualifier", "live").stdout == '"broken"\n'
+    assert cluster.lambent("invoke", name, "--qualifier", "live").stdout == '"broken"'
     cluster.lambent("rollback", name)
     answered = cluster.lambent("invoke", name, "--qualifier", "live", "--payload", '{"name": "you"}')
     assert json.loads(answered.stdout) == {"greeting": "hello you"}
@@ -96,3 +100,31 @@ def test_reserved_concurrency_of_zero_blocks(cluster: Cluster, name: str, code: 
     throttled = cluster.lambent("invoke", name, check=False)
     assert throttled.returncode == 1
     assert "ReservedFunctionConcurrentInvocationLimitExceeded" in throttled.stderr
+
+
+def test_logs_are_followed_until_ctrl_c(cluster: Cluster, name: str, code: Path) -> None:
+    """Line by line as they come, into a pipe as well; the exit status is that of a command that was interrupted."""
+    cluster.lambent("deploy", name, str(code), "--handler", "app.handler")
+    with running_command("logs", name, "-f", data_dir=cluster.data_dir) as following:
+        for person in ("you", "me"):
+            cluster.lambent("invoke", name, "--payload", json.dumps({"name": person}))
+            following.said(f"hello {person}")
+            following.said("REPORT RequestId:")
+        cluster.lambent("describe", name)  # by its end the other command waits for more
+        following.process.send_signal(signal.SIGINT)
+        assert following.process.wait(TIMEOUT_S) == 130
+
+
+def test_ctrl_c_ends_a_call_with_130(cluster: Cluster, name: str, code: Path) -> None:
+    """And the call with it: its environment is free for the next one, which the one place would else not admit."""
+    (code / "app.py").write_text(
+        "import time\ndef handler(event, context):\n    yield 'begun\\n'\n    time.sleep(event['hold_s'])\n"
+    )
+    cluster.lambent("deploy", name, str(code), "--handler", "app.handler", "--timeout-s", "60")
+    cluster.lambent("concurrency", name, "--reserve", "1")
+    with running_command("invoke", name, "--stream", '--payload={"hold_s": 50}', data_dir=cluster.data_dir) as invoking:
+        invoking.said("begun")
+        cluster.lambent("describe", name)  # by its end the other command waits for more
+        invoking.process.send_signal(signal.SIGINT)
+        assert invoking.process.wait(TIMEOUT_S) == 130
+    assert cluster.lambent("invoke", name, "--stream", '--payload={"hold_s": 0}').stdout == "begun\n"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import errno
 import os
 import signal
 import subprocess
@@ -88,6 +90,36 @@ async def test_a_program_that_cannot_be_executed_is_named(tmp_path: Path) -> Non
     broken = spec(tmp_path / "log", "", lambda _: (str(tmp_path / "gone"),))
     with pytest.raises(ChildFailedError, match="gone"):
         await Child(broken, Watcher()).start()
+
+
+class UnwritableWatcher(Watcher):
+    """Cannot record what it is told."""
+
+    def spawned(self, name: str, identity: ProcessId) -> None:
+        """Fail behind the spawn, as on a full disk."""
+        super().spawned(name, identity)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+async def test_a_child_that_cannot_be_recorded_is_not_left_running(tmp_path: Path) -> None:
+    """The next start would find its port and its files in use, for ever."""
+    watcher = UnwritableWatcher()
+    with pytest.raises(ChildFailedError, match=r"cannot be started: .*No space left"):
+        await Child(spec(tmp_path / "log", SERVE), watcher).start()
+    assert not watcher.processes[0].is_running()
+
+
+async def test_a_child_that_cannot_be_probed_is_not_left_running(tmp_path: Path) -> None:
+    """As when the certificate that the probe shows cannot be read."""
+
+    async def probe() -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", "etcd-client.key")
+
+    watcher = Watcher()
+    probed = dataclasses.replace(spec(tmp_path / "log", "import signal; signal.pause()"), probe=probe)
+    with pytest.raises(ChildFailedError, match=r"etcd-client\.key"):
+        await Child(probed, watcher).start()
+    assert not watcher.processes[0].is_running()
 
 
 async def test_nonsense_in_place_of_an_address_is_a_failure(tmp_path: Path) -> None:

@@ -6,6 +6,9 @@ import datetime as dt
 import os
 import shutil
 import stat
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,12 +16,13 @@ from cryptography import x509
 
 from lambent_common.credentials import Credentials
 from lambent_supervisor.credentials import prepare_credentials
-from lambent_supervisor.data_directory import DataDirectory, LockedDataDirectory
+from lambent_supervisor.data_directory import DataDirectory, LockedDataDirectory, try_lock
 from lambent_supervisor.errors import (
     DataDirectoryFormatError,
     DataDirectoryLockedError,
     DataDirectoryNotWritableError,
 )
+from lambent_supervisor.processes import ProcessId
 
 NOW = dt.datetime(2030, 1, 1, tzinfo=dt.UTC)
 
@@ -67,12 +71,64 @@ def test_a_directory_of_something_else_is_refused(directory: DataDirectory) -> N
         LockedDataDirectory(directory)
 
 
+@pytest.mark.parametrize("theirs", [{"lock": "theirs"}, {}], ids=["with a lock file", "without one"])
+def test_a_directory_of_something_else_is_not_touched(directory: DataDirectory, theirs: dict[str, str]) -> None:
+    """A project's own file may be named as ours is; nor is one of ours left among theirs."""
+    theirs = {"thesis.tex": "theirs", **theirs}
+    directory.root.mkdir()
+    for name, content in theirs.items():
+        (directory.root / name).write_text(content)
+    with pytest.raises(DataDirectoryFormatError):
+        LockedDataDirectory(directory)
+    assert {path.name: path.read_text() for path in directory.root.iterdir()} == theirs
+
+
+LOOK = """
+import sys
+from pathlib import Path
+from lambent_supervisor.data_directory import DataDirectory
+for _ in range(3000):
+    DataDirectory(Path(sys.argv[1])).holder()
+"""
+
+
+def test_who_only_looks_is_in_nobody_s_way(directory: DataDirectory) -> None:
+    """`lambent down` and a status check may come at the very moment of an `up`, which gets its lock all the same."""
+    directory.root.mkdir()
+    directory.lock.write_bytes(ProcessId.own().encode())
+    with subprocess.Popen([sys.executable, "-c", LOOK, directory.root]) as looking:
+        while looking.poll() is None:
+            descriptor = os.open(directory.lock, os.O_RDWR)
+            assert try_lock(descriptor)
+            os.close(descriptor)
+    assert looking.returncode == 0
+
+
+def test_the_pid_of_an_earlier_supervisor_is_not_the_holder_s(directory: DataDirectory) -> None:
+    """A new one has the lock a moment before its pid stands in the file: who looks waits for it."""
+    with LockedDataDirectory(directory), ThreadPoolExecutor() as threads:
+        own = directory.lock.read_bytes()
+        directory.lock.write_bytes(ProcessId(ProcessId.own().pid, 1).encode())
+        looking = threads.submit(directory.holder)
+        directory.lock.write_bytes(own)
+        assert looking.result() == ProcessId.own()
+
+
+def test_a_holder_that_cannot_be_seen_is_an_error(directory: DataDirectory) -> None:
+    """As from another container: it is neither free nor to be stopped."""
+    with LockedDataDirectory(directory):
+        directory.lock.write_bytes(ProcessId(ProcessId.own().pid, 1).encode())
+        with pytest.raises(DataDirectoryLockedError, match="cannot be seen"):
+            directory.holder()
+
+
 def test_an_interrupted_first_start_is_no_obstacle(directory: DataDirectory) -> None:
-    """Power may fail before the format version is written."""
+    """Power may fail before the format version is written, and in the middle of a file."""
     with LockedDataDirectory(directory):
         pass
     directory.format.unlink()
     directory.token.write_text("")
+    (directory.root / "format.new").touch()
     with LockedDataDirectory(directory):
         assert directory.token.read_text().strip()
 
@@ -161,7 +217,11 @@ def test_credentials_do_not_show_in_logs(directory: DataDirectory) -> None:
 
 
 def test_absent_credentials_are_empty(tmp_path: Path) -> None:
-    """An etcd without TLS and a NATS without a password are asked for nothing."""
-    assert Credentials.load(tmp_path) == Credentials() == Credentials.load(None)
+    """An etcd without TLS and a NATS without a password are asked for nothing; a token there has to be."""
+    assert Credentials.load(None) == Credentials()
+    with pytest.raises(FileNotFoundError, match="no token"):
+        Credentials.load(tmp_path)
+    (tmp_path / "token").write_text("secret\n")
+    assert Credentials.load(tmp_path) == Credentials(token="secret")
     with pytest.raises(NotADirectoryError, match="gone"):
         Credentials.load(tmp_path / "gone")

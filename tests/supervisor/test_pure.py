@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import click
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lambent_common.machine import Machine, read_machine
 from lambent_common.programs import ETCD, NATS_SERVER, Version
+from lambent_node_agent.command import agent
+from lambent_scheduler.command import scheduler
 from lambent_supervisor.backoff import LONGEST_DELAY_S, WELL_AFTER_S, Backoff
+from lambent_supervisor.commands import MAX_NODES, up
 from lambent_supervisor.defragmentation import is_worth_it
+from lambent_supervisor.errors import NodeShareError
 from lambent_supervisor.shares import MINIMUM_NODE_MEMORY_MIB, divide
 
 
@@ -37,11 +42,27 @@ def test_nodes_declare_no_more_than_was_given(memory_mib: int, nodes: int, asked
     total = int(memory_mib * 0.8) if asked is None else asked
     try:
         share = divide(Machine(memory_mib, 2.0), nodes, asked)
-    except ValueError:
+    except NodeShareError:
         assert total // nodes < MINIMUM_NODE_MEMORY_MIB
     else:
         assert total - nodes < share.memory_mib * nodes <= total
         assert (share.remark is not None) == (total > memory_mib)
+
+
+@given(st.floats(0.1, 256), st.integers(1, MAX_NODES))
+def test_every_node_s_share_is_one_that_an_agent_takes(cpus: float, nodes: int) -> None:
+    """On a small machine many nodes have little of a CPU each; functions share it."""
+    (limit,) = [option.type for option in agent.params if option.name == "cpus"]
+    assert isinstance(limit, click.FloatRange)
+    limit.convert(float(f"{divide(Machine(65536, cpus), nodes, None).cpus:g}"), None, None)
+
+
+def test_default_ports_are_the_documented_ones() -> None:
+    """Clients and firewalls are told of them; on loopback, as `up` gives no choice of host."""
+    defaults = {option.name: option.default for option in up.params}
+    assert (defaults["grpc_port"], defaults["http_port"]) == (9400, 9401)
+    alone = {option.name: option.default for option in scheduler.params}
+    assert (alone["listen"], alone["http_listen"]) == ("127.0.0.1:9400", "127.0.0.1:9401")
 
 
 def test_more_memory_than_there_is_is_allowed_and_said() -> None:

