@@ -129,8 +129,6 @@ def agent(  # noqa: PLR0917 - one parameter per option
             drain_s=drain_s,
             allow_missing=parse_controllers(allow_missing),
         )
-        # gRPC would stop its threads at each fork of a zygote, which needs nothing of gRPC and says exec at once.
-        os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
         raise_open_files_limit()
         prefer_daemon()
         # Before the first thread: a mount namespace belongs to a thread and is passed on to those it starts.

@@ -47,12 +47,24 @@ class _Running(Generic[T]):
         self._task: asyncio.Task[T] | None = None
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._future.done():
+            self._coroutine.close()
+            return
         self._task = loop.create_task(self._coroutine)
         self._task.add_done_callback(self._finish)
 
     def cancel(self) -> None:
-        assert self._task is not None  # The loop runs what it is given in order.
-        self._task.cancel()
+        """On the loop: end it, whether or not it was handed over before the interrupt."""
+        if self._task is not None:
+            self._task.cancel()
+        else:
+            self.drop()
+
+    def drop(self) -> None:
+        """End what the loop has not got."""
+        if self._task is None and not self._future.done():
+            self._coroutine.close()
+            self._future.set_exception(asyncio.CancelledError())
 
     def _finish(self, task: asyncio.Task[T]) -> None:
         if task.cancelled():
@@ -88,21 +100,29 @@ class _Loop:
             raise RuntimeError("the blocking client was called from its own event loop; use AsyncClient there")
         future: concurrent.futures.Future[T] = concurrent.futures.Future()
         running = _Running(coroutine, future)
-        with self._handing_over:
-            if self._closed:
-                coroutine.close()
-                raise client_closed()
-            self._loop.call_soon_threadsafe(running.start, self._loop)
         try:
+            self._hand_over(running.start, self._loop)
             return future.result()
         except asyncio.CancelledError as error:
             raise UnavailableError("this client was closed during the call", dispatched=True) from error
         except BaseException:
             # The call's own error, or an interrupt of this thread: then the call has to end before the next one.
             if not future.done():
-                self._loop.call_soon_threadsafe(running.cancel)
-                concurrent.futures.wait((future,), _CANCEL_TIMEOUT_S)
+                self._end(running, future)
             raise
+
+    def _hand_over(self, callback: Callable[..., None], *arguments: object) -> None:
+        with self._handing_over:
+            if self._closed:
+                raise client_closed()
+            self._loop.call_soon_threadsafe(callback, *arguments)
+
+    def _end(self, running: _Running[T], future: concurrent.futures.Future[T]) -> None:
+        try:
+            self._hand_over(running.cancel)
+        except UnavailableError:
+            running.drop()  # Closing ends what the loop has.
+        concurrent.futures.wait((future,), _CANCEL_TIMEOUT_S)
 
     def shut_down(self, client: AsyncClient) -> None:
         """Close the client, fail what still runs, and end the thread.

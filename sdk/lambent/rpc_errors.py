@@ -15,6 +15,7 @@ _DISPATCHED = "lambent-dispatched"
 
 _PLAIN_STATUS: dict[grpc.StatusCode, type[errors.ServiceError]] = {
     grpc.StatusCode.UNAVAILABLE: errors.UnavailableError,
+    grpc.StatusCode.INTERNAL: errors.UnavailableError,  # a connection that ends under a write; ours come with ErrorInfo
     grpc.StatusCode.DEADLINE_EXCEEDED: errors.DeadlineExceededError,
     grpc.StatusCode.CANCELLED: errors.CancelledError,
     grpc.StatusCode.UNAUTHENTICATED: errors.UnauthenticatedError,

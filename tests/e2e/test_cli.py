@@ -110,7 +110,6 @@ def test_logs_are_followed_until_ctrl_c(cluster: Cluster, name: str, code: Path)
             cluster.lambent("invoke", name, "--payload", json.dumps({"name": person}))
             following.said(f"hello {person}")
             following.said("REPORT RequestId:")
-        cluster.lambent("describe", name)  # by its end the other command waits for more
         following.process.send_signal(signal.SIGINT)
         assert following.process.wait(TIMEOUT_S) == 130
 
@@ -124,7 +123,6 @@ def test_ctrl_c_ends_a_call_with_130(cluster: Cluster, name: str, code: Path) ->
     cluster.lambent("concurrency", name, "--reserve", "1")
     with running_command("invoke", name, "--stream", '--payload={"hold_s": 50}', data_dir=cluster.data_dir) as invoking:
         invoking.said("begun")
-        cluster.lambent("describe", name)  # by its end the other command waits for more
         invoking.process.send_signal(signal.SIGINT)
         assert invoking.process.wait(TIMEOUT_S) == 130
     assert cluster.lambent("invoke", name, "--stream", '--payload={"hold_s": 0}').stdout == "begun\n"

@@ -65,19 +65,6 @@ class App:
         self.asked.set()
         return self.unready
 
-    async def wait_until_it_listens(self) -> None:
-        """Return when a connection is taken."""
-        async with asyncio.timeout(TIMEOUT_S):
-            while True:
-                try:
-                    _, writer = await asyncio.open_connection("127.0.0.1", self.port)
-                except ConnectionRefusedError:
-                    await asyncio.sleep(0)
-                    continue
-                writer.close()
-                await writer.wait_closed()
-                return
-
     async def ask(self, path: str, *, host: str | None = None, method: str = "GET") -> Answer:
         """Make a request."""
         return await asyncio.to_thread(ask, self.port, path, host=host, method=method)
@@ -87,7 +74,6 @@ class App:
 async def served() -> AsyncIterator[App]:
     app = App()
     async with serve_http(app.app, "127.0.0.1", 0) as app.port:
-        await app.wait_until_it_listens()
         yield app
 
 

@@ -8,8 +8,8 @@ import json
 import os
 import platform
 import re
+import subprocess
 import sys
-from asyncio.subprocess import DEVNULL, PIPE
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -114,23 +114,28 @@ def _is_binary(path: Path) -> bool:
 async def _ask(executable: Path, turns: asyncio.Semaphore) -> Interpreter | None:
     """Ask an interpreter what it is; None when it cannot run functions."""
     async with turns:
-        try:
-            process = await asyncio.create_subprocess_exec(
-                str(executable), "-I", "-S", "-c", _QUESTION, stdin=DEVNULL, stdout=PIPE, stderr=DEVNULL, env={}
-            )
-        except OSError:
-            return None
-        try:
-            async with asyncio.timeout(_QUESTION_TIMEOUT_S):
-                output, _ = await process.communicate()
-        except TimeoutError:
-            log.warning("interpreter_left_out", executable=str(executable), waited_s=_QUESTION_TIMEOUT_S)
-            process.kill()
-            await process.wait()
-            return None
-    if process.returncode != 0:
+        # In a thread, by `subprocess`, which uses vfork: gRPC's fork handlers would stop its threads, or complain.
+        output = await asyncio.to_thread(_run, executable)
+    return None if output is None else parse_answer(executable, output)
+
+
+def _run(executable: Path) -> bytes | None:
+    try:
+        asked = subprocess.run(
+            [executable, "-I", "-S", "-c", _QUESTION],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={},
+            timeout=_QUESTION_TIMEOUT_S,
+            check=True,
+        )
+    except subprocess.TimeoutExpired:
+        log.warning("interpreter_left_out", executable=str(executable), waited_s=_QUESTION_TIMEOUT_S)
         return None
-    return parse_answer(executable, output)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return asked.stdout
 
 
 def parse_answer(executable: Path, output: bytes) -> Interpreter | None:

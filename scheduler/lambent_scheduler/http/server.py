@@ -37,6 +37,7 @@ async def serve_http(app: Starlette, host: str, port: int) -> AsyncIterator[int]
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen()
     except OSError as error:
         listener.close()
         raise UnavailableError(f"cannot listen on {host}:{port} for HTTP: {error.strerror}") from error
