@@ -220,7 +220,7 @@ class Server:
         else:
             os.environ.pop("_X_AMZN_TRACE_ID", None)
 
-    def _answer(self, header: InvokeHeader, event: bytes) -> None:
+    def _answer(self, header: InvokeHeader, event: memoryview) -> None:
         """Run the handler once and send its answer."""
         try:
             result = self._function(parse_event(event), LambdaContext(header, self._facts))
@@ -320,16 +320,16 @@ async def _await(awaitable: Any) -> object:
     return await awaitable
 
 
-def parse_event(event: bytes) -> object:
+def parse_event(event: memoryview) -> object:
     """Return the event as the handler gets it; no bytes at all are an empty object, as on AWS.
 
     Raises:
-        FaultError: It is not JSON.
+        FaultError: It is not JSON, in UTF-8 as RFC 8259 has it.
     """
     if not event:
         return {}
     try:
-        return json.loads(event)
+        return json.loads(str(event, "utf-8"))
     except (ValueError, RecursionError) as error:
         raise FaultError("Runtime.UnmarshalError", f"Unable to unmarshal input: {error}") from error
 

@@ -140,8 +140,8 @@ def encode_invoke(header: InvokeHeader, event: bytes, *more: bytes) -> list[byte
     return [start, *more]
 
 
-def decode_invoke(body: bytes) -> tuple[InvokeHeader, bytes]:
-    """Take an INVOKE body apart into header and event.
+def decode_invoke(body: bytes | bytearray) -> tuple[InvokeHeader, memoryview]:
+    """Take an INVOKE body apart into header and event, without a copy of the event.
 
     Raises:
         ProtocolError: The body is shorter than it says, or the header is not the JSON object that it must be.
@@ -156,7 +156,7 @@ def decode_invoke(body: bytes) -> tuple[InvokeHeader, bytes]:
         header = InvokeHeader(**json.loads(body[_HEADER_LENGTH.size : start]))
     except (ValueError, TypeError) as error:
         raise ProtocolError(f"INVOKE header: {error}", Kind.INVOKE, len(body)) from error
-    return header, body[start:]
+    return header, memoryview(body)[start:]
 
 
 class BlockingChannel:
@@ -183,7 +183,7 @@ class BlockingChannel:
             self._connection.sendall(HEADER.pack(len(body), kind))
             self._connection.sendall(body)
 
-    def receive_invoke(self) -> tuple[InvokeHeader, bytes] | None:
+    def receive_invoke(self) -> tuple[InvokeHeader, memoryview] | None:
         """Wait for the next invocation; None when the agent has closed the channel.
 
         Raises:
@@ -204,7 +204,7 @@ class BlockingChannel:
             return decode_invoke(first[HEADER.size :])
         return decode_invoke(self._fill(first[HEADER.size :], length))
 
-    def _fill(self, start: bytes, length: int) -> bytes:
+    def _fill(self, start: bytes, length: int) -> bytearray:
         body = bytearray(length)
         body[: len(start)] = start
         view = memoryview(body)
@@ -214,7 +214,7 @@ class BlockingChannel:
             if not count:
                 raise ProtocolError("the channel ended inside a frame", Kind.INVOKE, length)
             filled += count
-        return bytes(body)
+        return body
 
     def _more(self, size: int) -> bytes:
         data = self._connection.recv(size)

@@ -23,8 +23,9 @@ MAX_PIECE_BYTES = 64 * 1024
 """Largest piece of a body in one frame. At 64 KiB a piece costs about as much to copy as a frame costs to handle, and
 two large calls delay a small one by well under a millisecond."""
 
-INITIAL_CREDIT_BYTES = 256 * 1024
-"""Credit of a call when it starts, in each direction: four pieces, enough to keep a loopback stream busy."""
+INITIAL_CREDIT_BYTES = 512 * 1024
+"""Credit of a call when it starts, in each direction: two full batches. With one, a 6 MiB payload costs the scheduler
+twice the CPU, in messages half as long and twice as many."""
 
 MAX_PAYLOAD_BYTES = 6 * 1024 * 1024
 """Largest request payload (AWS Lambda quotas, synchronous invocation)."""
@@ -257,13 +258,13 @@ class FrameWriter(Generic[FrameT]):
         self._taken += len(batch)
         if len(frames) <= self._high_water_frames:
             self._drained.set()
-        # One piece of each body in turn, and at most one round a batch: new short frames get the next batch's front.
-        for _ in range(len(self._bodies)):
-            if room <= 0:
-                break
+        # One piece of each body in turn, round after round while there is room.
+        not_open = 0
+        while self._bodies and room > 0 and not_open < len(self._bodies):
             body = self._bodies.popleft()
             if body._after > self._taken:  # noqa: SLF001 - two halves of one mechanism
-                self._bodies.append(body)  # its call is not open yet
+                self._bodies.append(body)
+                not_open += 1
                 continue
             body._queued = False  # noqa: SLF001 - two halves of one mechanism
             if (taken := body._next_frame()) is None:  # noqa: SLF001 - as above
