@@ -34,6 +34,7 @@ from .channel import (
 )
 from .context import FunctionFacts, LambdaContext
 from .faults import ErrorReport, FaultError
+from .plan import Plan, Register
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Generator, Iterator
@@ -54,6 +55,7 @@ _WARM_UPS = 20
 """CPython 3.11 adapts code to what it meets at the eighth run, other versions sooner."""
 
 _current = log_format.CurrentRequest()
+_ordinary = Plan()
 
 
 def prepare() -> None:
@@ -62,6 +64,7 @@ def prepare() -> None:
     It also runs what forks will run, for the interpreter to adapt the code before it is shared: a page that a fork
     writes to is copied for it.
     """
+    _prepare_ordinary()
     _open_streams()
     log_format.install(_current)
     header = InvokeHeader("00000000-0000-0000-0000-000000000000", 0, "")
@@ -78,7 +81,7 @@ def prepare() -> None:
     finder.invalidate_caches()
 
 
-def run(orders: socket.socket) -> None:
+def run(orders: socket.SocketType) -> None:
     """Run as the runtime process; returns when the agent has closed the channel.
 
     Args:
@@ -98,7 +101,7 @@ def run(orders: socket.socket) -> None:
     assert isinstance(environment, dict)
     _redirect_output(log_fd)
     _configure(name, environment)
-    channel = BlockingChannel(socket.socket(fileno=channel_fd))
+    channel = BlockingChannel(socket.SocketType(fileno=channel_fd))
     try:
         function = handlers.load_handler(name)
     except Exception as error:  # noqa: BLE001 - importing a module runs the function's code, which may raise anything
@@ -123,16 +126,24 @@ def _refuse(channel: BlockingChannel, error: Exception) -> NoReturn:
 
 def _become_ordinary() -> None:
     """Undo what the zygote and the reaper have set for themselves."""
-    os.setsid()
-    # The function's own process may be traced by its children and has its /proc files for itself, as anywhere.
-    linux.set_dumpable(dumpable=True)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    _ordinary.carry_out()
     threading.main_thread()._set_native_id()  # type: ignore[attr-defined] # noqa: SLF001 - as `os.fork` has it done
-    linux.set_process_name(f"python{sys.version_info[0]}.{sys.version_info[1]}")
-    _prefer_as_victim()
     gc.enable()
+
+
+def _prepare_ordinary() -> None:
+    call = _ordinary.add
+    call("setsid")
+    # The function's own process may be traced by its children and has its /proc files for itself, as anywhere.
+    call("prctl", linux.PR_SET_DUMPABLE, 1, 0, 0, 0)
+    call("sigprocmask", signal.SIG_SETMASK, bytes(128), None)
+    call("sigaction", signal.SIGINT, linux.signal_action(signal.SIGINT), None)
+    call("prctl", linux.PR_SET_NAME, b"python%d.%d" % sys.version_info[:2], 0, 0, 0)
+    # The kernel is to kill the function before its reaper, and before anything else of the machine.
+    victim = Register()
+    call("open", b"/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC, result=victim)
+    call("write", victim, _OOM_SCORE, len(_OOM_SCORE))
+    call("close", victim)
 
 
 def _configure(handler: str, environment: dict[str, str]) -> None:
@@ -149,12 +160,6 @@ def _configure(handler: str, environment: dict[str, str]) -> None:
     handlers.forget_shadowed(handlers.TASK_ROOT)
     log_format.configure(environment.get("AWS_LAMBDA_LOG_FORMAT"), environment.get("AWS_LAMBDA_LOG_LEVEL"))
     random.seed()  # every environment of a zygote would draw the same numbers
-
-
-def _prefer_as_victim() -> None:
-    """Have the kernel kill the function before its reaper, and before anything else of the machine."""
-    with open("/proc/self/oom_score_adj", "wb", buffering=0) as file:
-        file.write(_OOM_SCORE)
 
 
 def _open_streams() -> None:

@@ -168,7 +168,7 @@ class BlockingChannel:
 
     __slots__ = ("_connection",)
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.SocketType) -> None:
         self._connection = connection
 
     def send(self, kind: Kind, body: bytes = b"") -> None:

@@ -70,6 +70,11 @@ SYS_KEYCTL = {"x86_64": 250, "aarch64": 219, "riscv64": 219, "ppc64le": 271, "s3
 """0 on a machine whose number is not known here."""
 
 SIOCSIFFLAGS = 0x8914
+
+_ACTION_BYTES = 256
+"""Room for a `struct sigaction`: 152 bytes on x86-64."""
+DEFAULT_ACTION = bytes(_ACTION_BYTES)
+"""A `struct sigaction` with SIG_DFL."""
 IFF_UP = 0x1
 IFF_RUNNING = 0x40
 
@@ -176,15 +181,22 @@ def set_parent_death_signal(number: int) -> None:
     _prctl(PR_SET_PDEATHSIG, number, 0, "prctl(PR_SET_PDEATHSIG)")
 
 
-def set_dumpable(*, dumpable: bool) -> None:
-    """Allow or refuse ptrace and core dumps of this process, and whether its `/proc` files are its user's."""
-    _prctl(PR_SET_DUMPABLE, int(dumpable), 0, "prctl(PR_SET_DUMPABLE)")
-
-
 def set_process_name(name: str) -> None:
     """Set what `ps -o comm` shows; at most 15 bytes count."""
     buffer = ctypes.create_string_buffer(name.encode()[:15])
     _prctl(PR_SET_NAME, ctypes.addressof(buffer), 0, "prctl(PR_SET_NAME)")
+
+
+def ignore_signal(number: int) -> None:
+    """Ignore a signal without the `signal` module's knowledge, which in forks says what a fresh interpreter's says."""
+    _libc.signal(ctypes.c_int(number), ctypes.c_void_p(1))
+
+
+def signal_action(number: int) -> bytes:
+    """Return what is done on a signal, for another process's sigaction(2): a `struct sigaction`."""
+    action = ctypes.create_string_buffer(_ACTION_BYTES)
+    _check(_libc.sigaction(ctypes.c_int(number), None, action), f"sigaction({number})")
+    return action.raw
 
 
 def known_capabilities() -> range:

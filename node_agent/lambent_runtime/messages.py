@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,7 +53,7 @@ def send(connection: socket.socket, message: dict[str, object], descriptors: Seq
         connection.send(data)
 
 
-def receive(connection: socket.socket) -> tuple[dict[str, object] | None, list[int]]:
+def receive(connection: socket.SocketType) -> tuple[dict[str, object] | None, list[int]]:
     """Receive one message and its descriptors; (None, []) when the peer has closed.
 
     Raises:
@@ -61,7 +61,7 @@ def receive(connection: socket.socket) -> tuple[dict[str, object] | None, list[i
         ValueError: The message is not a JSON object.
     """
     data, descriptors, _flags, _address = socket.recv_fds(
-        connection, MAX_MESSAGE_BYTES, MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
+        cast("socket.socket", connection), MAX_MESSAGE_BYTES, MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
     )
     if not data:
         return None, descriptors

@@ -106,7 +106,8 @@ class Recipe:
         call = self._plan.add
         # 0. The zygote leaves its dead to the kernel; PID 1 hears of them through a descriptor. No handler, or it would
         # accept the signal; blocked, so that it is kept.
-        call("signal", signal.SIGCHLD, signal.SIG_DFL)
+        for number in (signal.SIGCHLD, signal.SIGINT):
+            call("sigaction", number, linux.DEFAULT_ACTION, None)
         children = (1 << signal.SIGCHLD - 1).to_bytes(128, "little")
         call("sigprocmask", signal.SIG_BLOCK, children, None)
         # 1. Into the cgroups, while the process is one thread and root. Writing 0 to `tasks` moves the caller alone,

@@ -57,8 +57,7 @@ def main(connection_fd: int, agent_pid: int, base: str, package: str, prefixes: 
     sys.path[:] = [entry for entry in sys.path if entry != os.path.dirname(package)]
     namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
     root.enter(base, package, prefixes)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps; the agent watches each sandbox through its pidfd
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    linux.ignore_signal(signal.SIGCHLD)  # the kernel reaps; the agent watches each sandbox through its pidfd
     bootstrap.prepare()
     gc.collect()
     gc.disable()
@@ -75,7 +74,7 @@ def main(connection_fd: int, agent_pid: int, base: str, package: str, prefixes: 
     orders = reaper.Reaper(sandbox.CONTROL, sandbox.CHILDREN).run()
 
     # From here on: the runtime process of the sandbox.
-    bootstrap.run(socket.socket(fileno=orders.detach()))
+    bootstrap.run(orders)
 
 
 def _preload() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -17,6 +19,13 @@ ROOTS = [Path("/sys/fs/cgroup", name) for name in ("pids", "freezer", "unified",
 TREE = (
     "import os, sys, time\nopen(sys.argv[1], 'w').write('0')\nos.fork()\nos.fork()\nprint(flush=True)\ntime.sleep(1000)"
 )
+
+
+# sys/ptrace.h
+PTRACE_TRACEME = 0
+PTRACE_CONT = 7
+PTRACE_SETOPTIONS = 0x4200
+PTRACE_O_TRACEEXIT = 0x40
 
 
 @pytest.fixture(params=ROOTS, ids=lambda root: root.name)
@@ -49,10 +58,28 @@ def test_processes_of_nested_groups_are_killed(group: Path) -> None:
 
 def test_a_group_that_cannot_go_is_an_error(group: Path) -> None:
     """Nobody may take it for empty."""
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
-        (group / "cgroup.procs").write_text(str(process.pid))
+    process = os.fork()
+    if process == 0:
+        _ptrace(PTRACE_TRACEME, 0, 0)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        os._exit(0)
+    os.waitpid(process, 0)
+    _ptrace(PTRACE_SETOPTIONS, process, PTRACE_O_TRACEEXIT)  # even killed, it stays until its tracer lets it go
+    (group / "cgroup.procs").write_text(str(process))
+    try:
         with pytest.raises(OSError, match="busy"):
             remove_group(group, time.monotonic() - 1)
+        _, status = os.waitpid(process, 0)
+        assert os.WIFSTOPPED(status)
+    finally:
+        _ptrace(PTRACE_CONT, process, 0)
+        os.waitpid(process, 0)
+
+
+def _ptrace(request: int, process: int, data: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.ptrace(ctypes.c_long(request), process, None, ctypes.c_void_p(data)) < 0:
+        raise OSError(ctypes.get_errno(), "ptrace")
 
 
 def test_nobody_removes_the_group_that_he_is_in(group: Path) -> None:
