@@ -19,6 +19,9 @@ from lambent_scheduler.invocation import session as session_module
 
 _TEN_MB = 10_000_000
 
+SIZE = INITIAL_CREDIT_BYTES * 3 // 2
+"""Of an answer: more than its caller takes at first, less than the two hops hold."""
+
 
 async def _cancel(raw: RawSession) -> None:
     await raw.send(1, cancel=frame_pb2.Cancel())
@@ -101,7 +104,7 @@ async def test_a_payload_that_does_not_end_in_time_frees_its_environment() -> No
 async def test_answers_that_nobody_takes_count_as_calls_of_their_session(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a session can make the scheduler hold is bounded, whether its calls run or have ended."""
     monkeypatch.setattr(session_module, "_MAX_CALLS", 2)
-    async with asyncio.timeout(20), front(Node(flowing(800_000)), "f") as door:
+    async with asyncio.timeout(20), front(Node(flowing(SIZE)), "f") as door:
         raw = door.raw_session()
         for call_id in (1, 2):
             await raw.send(call_id, open=opening("f", complete=True))
@@ -111,15 +114,15 @@ async def test_answers_that_nobody_takes_count_as_calls_of_their_session(monkeyp
         assert door.relay.dispatcher.in_flight == 0
         await raw.send(3, open=opening("f", complete=True))
         assert isinstance(from_frame((await raw.end(3)).service_error), errors.ThrottledError)
-        await raw.send(1, window=frame_pb2.Window(credit_bytes=800_000))
+        await raw.send(1, window=frame_pb2.Window(credit_bytes=SIZE))
         assert not (await raw.end(1)).HasField("service_error")
         await raw.send(2, cancel=frame_pb2.Cancel())
         await raw.end(2)
-        assert raw.data_bytes(1) == 800_000
-        assert raw.data_bytes(2) < 800_000
+        assert raw.data_bytes(1) == SIZE
+        assert raw.data_bytes(2) < SIZE
         for call_id in range(4, 10):
             await raw.send(call_id, open=opening("f", complete=True))
-            await raw.send(call_id, window=frame_pb2.Window(credit_bytes=800_000))
+            await raw.send(call_id, window=frame_pb2.Window(credit_bytes=SIZE))
             assert not (await raw.end(call_id)).HasField("service_error")
         raw.stream.cancel()
 

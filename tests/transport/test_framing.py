@@ -178,6 +178,7 @@ async def test_a_body_moves_however_many_short_frames_wait() -> None:
     writer: FrameWriter[Frame] = FrameWriter(stream.write)
     body = _body(writer, "body")
     body.push(b"x" * 6 * MAX_PIECE_BYTES)
+    body.grant(6 * MAX_PIECE_BYTES)
     for _ in range(20):
         writer.send(("short", b"y" * 60_000), 60_000)
     await _run_to_end(writer, stream)
