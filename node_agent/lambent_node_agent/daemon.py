@@ -14,6 +14,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from lambent.errors import UnavailableError
 from lambent.v1 import node_pb2, record_pb2
+from lambent_common.collector import settle_collector
 from lambent_common.etcd import EtcdClient
 from lambent_common.log_streams import ensure_log_streams
 from lambent_common.message_stream import MessageServer
@@ -150,6 +151,7 @@ class _Agent:
                 await registration.wait_until_registered()
         except TimeoutError as error:
             raise UnavailableError(f"etcd took no record of the node within {_REGISTRATION_TIMEOUT_S:g} s") from error
+        settle_collector()
         announce_ready(ready_fd, node=address)
         log.info("ready", node_id=config.node_id, address=address, runtimes=self._sandboxes.runtimes, **capacity)
         await stopping.wait()
