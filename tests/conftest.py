@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from lambent_supervisor.ports import free_port
 from tests.cluster import Cluster, running_cluster
 
 # A shell that runs the tests in the background has them start with SIGINT ignored, which every process started here
@@ -19,3 +20,9 @@ def cluster() -> Iterator[Cluster]:
     """One real cluster of two nodes for all tests that do not break it; each uses functions of its own names."""
     with running_cluster("--nodes=2", "--memory=4096") as running:
         yield running
+
+
+@pytest.fixture
+def unused_tcp_port() -> int:
+    """A port for a server that comes, goes and comes again, in place of pytest-asyncio's: see `free_port`."""
+    return free_port()

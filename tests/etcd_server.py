@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import shutil
 import signal
-import socket
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from lambent_common.credentials import Credentials
 from lambent_common.etcd import EtcdClient
+from lambent_supervisor.ports import free_port
 from tests.etcd_certificates import Certificates, make_certificates
 
 if TYPE_CHECKING:
@@ -113,14 +113,6 @@ async def etcd_server(*, tls: bool = False) -> AsyncIterator[EtcdServer]:
             yield server
         finally:
             await server.kill()
-
-
-def free_port() -> int:
-    """Give a port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 async def _wait_until_ready(log: asyncio.StreamReader) -> None:

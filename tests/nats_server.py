@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import secrets
 import shutil
 import socket
@@ -17,13 +16,13 @@ from typing import TYPE_CHECKING
 
 from lambent_common.credentials import Credentials
 from lambent_common.nats import connect_nats
+from lambent_supervisor.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from nats.aio.client import Client
 
-_LISTENING = re.compile(rb"Listening for client connections on 127\.0\.0\.1:(\d+)")
 _START_TIMEOUT_S = 20
 _CONFIGURATION = """
 listen: "127.0.0.1:{port}"
@@ -37,7 +36,6 @@ class NatsServer:
     """A running server.
 
     Attributes:
-        url: `nats://127.0.0.1:<port>`.
         credentials: User and password that it asks for.
         directory: Its store and configuration.
         cluster: What its configuration says of a cluster; empty for a server of its own.
@@ -45,12 +43,16 @@ class NatsServer:
 
     directory: Path
     credentials: Credentials
-    url: str = ""
     cluster: str = ""
-    _port: int = -1  # the server's word for "a free one"; a restart takes the same again
+    _port: int = field(default_factory=free_port)
     _process: asyncio.subprocess.Process | None = None
     _drain: asyncio.Task[None] | None = None
     log: list[bytes] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        """Where clients find it, at every start."""
+        return f"nats://127.0.0.1:{self._port}"
 
     async def start(self) -> None:
         """Start it; returns when it says that it is ready."""
@@ -69,9 +71,6 @@ class NatsServer:
         async with asyncio.timeout(_START_TIMEOUT_S):
             async for line in self._process.stderr:
                 self.log.append(line)
-                if match := _LISTENING.search(line):
-                    self._port = int(match[1])
-                    self.url = f"nats://127.0.0.1:{self._port}"
                 if b"Server is ready" in line:
                     break
             else:
@@ -108,7 +107,7 @@ async def nats_cluster() -> AsyncIterator[list[NatsServer]]:
     """Run a cluster of three members; it may not have elected its leader yet."""
     with tempfile.TemporaryDirectory(prefix="lambent-test-nats-") as directory, contextlib.ExitStack() as reserved:
         credentials = Credentials(nats_user="lambent", nats_password=secrets.token_hex(16))
-        sockets = [reserved.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
+        sockets = [reserved.enter_context(socket.create_server(("127.0.0.1", free_port()))) for _ in range(3)]
         ports = [listening.getsockname()[1] for listening in sockets]
         routes = ", ".join(f'"nats-route://127.0.0.1:{port}"' for port in ports)
         servers: list[NatsServer] = []

@@ -6,7 +6,7 @@ import asyncio
 import socket
 
 import pytest
-from tests.etcd_server import EtcdServer, etcd_server, free_port
+from tests.etcd_server import EtcdServer, etcd_server
 
 from lambent.errors import InvalidParameterError, UnavailableError
 from lambent_common.credentials import Credentials
@@ -22,6 +22,7 @@ from lambent_common.etcd import (
     put_op,
 )
 from lambent_common.etcd.version import unsupported_reason
+from lambent_supervisor.ports import free_port
 
 
 async def test_a_write_that_compares_an_old_revision_is_refused(client: EtcdClient) -> None:

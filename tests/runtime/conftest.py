@@ -1,43 +1,5 @@
-"""One host for each module of sandbox tests, in a mount namespace of the test run's own."""
+"""The fixtures that all tests with sandboxes share."""
 
-from __future__ import annotations
+from tests.sandbox_fixtures import mount_namespace, place, world
 
-import os
-from collections.abc import AsyncIterator
-from pathlib import Path
-
-import pytest
-import pytest_asyncio
-from tests.sandbox_harness import Lab, lab
-
-from lambent_node_agent.sandbox import enter_private_mount_namespace
-
-
-@pytest.fixture(scope="session")
-def mount_namespace() -> None:
-    """What the agent does first."""
-    if os.geteuid() != 0:
-        pytest.skip("sandboxes need root")
-    enter_private_mount_namespace()
-
-
-def make_place(factory: pytest.TempPathFactory) -> Path:
-    """Make a directory that the sandboxes' users may read."""
-    directory: Path = factory.mktemp("sandbox")
-    directory.chmod(0o755)
-    return directory
-
-
-@pytest.fixture
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory for the hosts of one test."""
-    return make_place(tmp_path_factory)
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def world(
-    mount_namespace: None, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> AsyncIterator[Lab]:
-    """Give a host without a pool, shared by the tests of a module."""
-    async with lab(make_place(tmp_path_factory), request.module.__name__.rpartition(".")[2].replace("_", "-")) as made:
-        yield made
+__all__ = ["mount_namespace", "place", "world"]
