@@ -17,7 +17,7 @@ from lambent.v1 import node_pb2, record_pb2
 from lambent_common.collector import settle_collector
 from lambent_common.etcd import EtcdClient
 from lambent_common.log_streams import ensure_log_streams
-from lambent_common.message_stream import MessageServer
+from lambent_common.message_server import MessageServer
 from lambent_common.nats import connect_nats
 from lambent_common.packages import PackageStore
 from lambent_common.readiness import announce_ready

@@ -16,9 +16,9 @@ from lambent.errors import (
     UnavailableError,
 )
 from lambent.framing import MAX_MESSAGE_BYTES
+from lambent.message_stream import MessageStream, MessageStreamError
 from lambent.rpc_errors import to_frame
 from lambent.v1 import node_pb2
-from lambent_common.message_stream import MessageStream, MessageStreamError
 from lambent_node_agent.attachment import Attachment
 from lambent_node_agent.environment.call import Call
 from lambent_node_agent.epochs import EpochFence

@@ -43,6 +43,13 @@ _ADDRESS = _Address()
     help="Directory with token, etcd-ca.pem, etcd-client.pem, etcd-client.key, nats.user, nats.password.",
 )
 @click.option("--listen", type=_ADDRESS, default="127.0.0.1:9400", show_default=True, help="gRPC address.")
+@click.option(
+    "--session-listen",
+    type=_ADDRESS,
+    default="127.0.0.1:9402",
+    show_default=True,
+    help="Address for sessions of the SDK, which go by gRPC where they cannot reach it.",
+)
 @click.option("--http-listen", type=_ADDRESS, default="127.0.0.1:9401", show_default=True, help="HTTP address.")
 @click.option("--insecure", is_flag=True, help="Serve without a token: whoever reaches the port may run code here.")
 @click.option(
@@ -103,6 +110,7 @@ def scheduler(  # noqa: PLR0917 - one parameter per option, all given by name
     nats: str,
     credentials: Path | None,
     listen: str,
+    session_listen: str,
     http_listen: str,
     insecure: bool,
     allowed_hosts: tuple[str, ...],
@@ -135,6 +143,7 @@ def scheduler(  # noqa: PLR0917 - one parameter per option, all given by name
             nats=tuple(nats.split(",")),
             credentials=secrets,
             listen=listen,
+            session_listen=session_listen,
             http_listen=http_listen,
             allowed_hosts=allowed_hosts,
             region=region,

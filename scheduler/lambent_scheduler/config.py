@@ -19,6 +19,7 @@ class SchedulerConfig:
         nats: URLs of the NATS members.
         credentials: Token of the cluster, and what etcd and NATS ask for.
         listen: host:port of the gRPC server; port 0 picks a free one.
+        session_listen: host:port of the session port; port 0 picks a free one.
         http_listen: host:port of the HTTP server; port 0 picks a free one.
         allowed_hosts: Further hosts that HTTP clients may name.
         region: Region in ARNs.
@@ -33,6 +34,7 @@ class SchedulerConfig:
     nats: tuple[str, ...]
     credentials: Credentials
     listen: str
+    session_listen: str
     http_listen: str
     allowed_hosts: tuple[str, ...]
     region: str

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from lambent_scheduler.config import SchedulerConfig
+    from lambent_scheduler.invocation.session_port import SessionPort
 
 log = structlog.get_logger()
 
@@ -118,11 +119,19 @@ async def _kept_up(name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> 
 class _Scheduler:
     """The parts, once they are connected to each other."""
 
-    def __init__(self, config: SchedulerConfig, relay: Relay, ownership: Ownership, server: GrpcServer) -> None:
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        relay: Relay,
+        ownership: Ownership,
+        server: GrpcServer,
+        session_port: SessionPort,
+    ) -> None:
         self._config = config
         self._relay = relay
         self._ownership = ownership
         self._server = server
+        self._session_port = session_port
         self._background: list[asyncio.Task[None]] = []
 
     @classmethod
@@ -155,7 +164,8 @@ class _Scheduler:
             token=config.credentials.token,
         )
         server = GrpcServer(token=config.credentials.token, services=_SERVICES)
-        scheduler = cls(config, relay, ownership, server)
+        invocations = InvocationServicer(relay)
+        scheduler = cls(config, relay, ownership, server, invocations.session_port)
         js = nats.jetstream()
         await ensure_log_streams(js)
         packages = await PackageStore.open(js)
@@ -174,7 +184,7 @@ class _Scheduler:
         cluster = ClusterServicer(
             relay=relay, functions=functions, etcd=etcd, nats=nats, account_limit=config.account_concurrency
         )
-        invocation_pb2_grpc.add_InvocationServiceServicer_to_server(InvocationServicer(relay), server.server)
+        invocation_pb2_grpc.add_InvocationServiceServicer_to_server(invocations, server.server)
         function_pb2_grpc.add_FunctionServiceServicer_to_server(function_servicer, server.server)
         log_pb2_grpc.add_LogServiceServicer_to_server(LogServicer(js, naming, functions), server.server)
         cluster_pb2_grpc.add_ClusterServiceServicer_to_server(cluster, server.server)
@@ -215,6 +225,7 @@ class _Scheduler:
         hosts = ("localhost", "127.0.0.1", host, host.strip("[]"), *config.allowed_hosts)
         app = make_app(registry, self._unready_reason, hosts=hosts)
         async with serve_http(app, host.strip("[]"), int(port)) as http_port:
+            session_port = await self._session_port.start(config.session_listen)
             grpc_port = await self._server.start(config.listen)
             grpc = f"{config.listen.rpartition(':')[0]}:{grpc_port}"
             await self._ownership.announce(grpc)
@@ -222,10 +233,13 @@ class _Scheduler:
             announce_ready(ready_fd, grpc=grpc, http=f"http://{host}:{http_port}")
             if not config.credentials.token:
                 log.warning("no_token", listen=config.listen)
-            log.info("ready", scheduler_id=config.scheduler_id, grpc=grpc, http_port=http_port)
+            log.info(
+                "ready", scheduler_id=config.scheduler_id, grpc=grpc, session_port=session_port, http_port=http_port
+            )
             await self._wait(stopping)
             await self._server.announce_stop()
             await self._relay.stop(config.drain_s)
+            await self._session_port.stop()
             await self._server.stop(grace_s=0.5)
         if self._ownership.lost.is_set():
             raise UnavailableError(f"scheduler {config.scheduler_id} lost its lease in etcd and stopped")

@@ -20,13 +20,13 @@ from lambent.payloads import encode_payload, function_error
 from lambent.retry import Retries
 from lambent.rpc_errors import from_frame
 from lambent.session import Session
+from lambent.session_stream import open_stream
 from lambent.stream import ResponseStream
 from lambent.v1 import (
     cluster_pb2,
     cluster_pb2_grpc,
     frame_pb2,
     invocation_pb2,
-    invocation_pb2_grpc,
     log_pb2,
     log_pb2_grpc,
 )
@@ -487,11 +487,8 @@ class AsyncClient:
     async def _new_session(self) -> Session:
         connection = self._connect()
         await connection.ready()
-        session = Session(invocation_pb2_grpc.InvocationServiceStub(connection.channel), connection.metadata)
-        try:
-            await session.wait_open()
-            self._connect()  # Raises when the client was closed meanwhile.
-        except BaseException:
+        session = Session(await open_stream(connection))
+        if self._closed:
             await session.close()
-            raise
+            raise client_closed()
         return session

@@ -1,4 +1,4 @@
-"""One stream to a scheduler that carries many invocations: the client half of InvocationService.Session."""
+"""Many invocations on one stream to a scheduler: the client half of InvocationService.Session."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ import contextlib
 import copy
 from typing import TYPE_CHECKING
 
-import grpc.aio
-
 from lambent import errors
-from lambent.connection import CONNECT_TIMEOUT_S, transport_errors
+from lambent.connection import transport_errors
 from lambent.framing import INITIAL_CREDIT_BYTES, MAX_PIECE_BYTES, Body, FrameWriter
+from lambent.message_stream import MessageStreamError
 from lambent.v1 import frame_pb2, invocation_pb2
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable
 
-    from lambent.v1 import invocation_pb2_grpc
+    from lambent.session_stream import SessionStream
 
 _Frame = invocation_pb2.SessionRequestFrame
 _GRANT_AT_BYTES = INITIAL_CREDIT_BYTES // 2
@@ -46,8 +45,8 @@ class _Call:
 class Session:
     """Carries calls until it is closed or the stream is lost; then `closed` is true and a new one is needed."""
 
-    def __init__(self, stub: invocation_pb2_grpc.InvocationServiceStub, metadata: tuple[tuple[str, str], ...]) -> None:
-        self._stream = stub.Session(metadata=metadata)
+    def __init__(self, stream: SessionStream) -> None:
+        self._stream = stream
         self._writer: FrameWriter[_Frame] = FrameWriter(self._write, lambda: len(self._calls))
         self._calls: dict[int, _Call] = {}
         self._last_call_id = 0
@@ -62,27 +61,6 @@ class Session:
     def closed(self) -> bool:
         """True once no further call can be sent."""
         return self._failure is not None
-
-    async def wait_open(self) -> None:
-        """Return once the scheduler has accepted the stream. A failure before that means that nothing was dispatched.
-
-        Raises:
-            ServiceError: The scheduler cannot be reached, refuses, or does not answer; `dispatched` is false.
-        """
-        try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                with transport_errors():
-                    await self._stream.initial_metadata()  # The scheduler sends them when it begins to read.
-                if self._stream.done():
-                    await asyncio.wait(self._tasks[1:])  # It ended instead; the reader knows why.
-        except TimeoutError:
-            self._fail(errors.UnavailableError(f"the scheduler accepted no session within {CONNECT_TIMEOUT_S:.0f} s"))
-        except errors.ServiceError as error:
-            self._fail(error)
-        if self._failure is not None:
-            refusal = copy.copy(self._failure)
-            refusal.dispatched = False
-            raise refusal from self._failure.__cause__
 
     async def invoke(self, opening: invocation_pb2.InvocationOpen, payload: bytes) -> tuple[bytes, frame_pb2.End]:
         """Send one call and wait for its whole answer.
@@ -142,7 +120,7 @@ class Session:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_GOODBYE_S):
                     await self._say_goodbye()
-        self._stream.cancel()
+        self._stream.abort()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -184,8 +162,7 @@ class Session:
         await self._stream.write(invocation_pb2.SessionRequest(frames=frames))
 
     async def _read(self) -> None:
-        while (response := await self._stream.read()) is not grpc.aio.EOF:
-            assert isinstance(response, invocation_pb2.SessionResponse)
+        while (response := await self._stream.read()) is not None:
             for frame in response.frames:
                 self._receive(frame)
 
@@ -234,9 +211,9 @@ class Session:
             failure: errors.ServiceError = errors.UnavailableError("the scheduler ended the session", dispatched=True)
         except errors.ServiceError as error:
             failure = error
-        except asyncio.InvalidStateError as error:
-            # grpc.aio says so when the stream has ended under a write.
-            failure = errors.UnavailableError(f"the session's stream is closed: {error}", dispatched=True)
+        except (MessageStreamError, asyncio.InvalidStateError) as error:
+            # The latter is what grpc.aio says when the stream has ended under a write.
+            failure = errors.UnavailableError(f"the session is lost: {error}", dispatched=True)
         except Exception as error:  # noqa: BLE001 - a defect is handed to those whom it keeps waiting
             failure = errors.InternalError(
                 f"the session ended by a defect of Lambent ({type(error).__name__}: {error})", dispatched=True
@@ -247,14 +224,13 @@ class Session:
     async def _say_goodbye(self) -> None:
         writing, reading = self._tasks
         await asyncio.wait((writing,))
-        if not self._stream.done():
-            await self._stream.done_writing()
+        await self._stream.finish()
         await asyncio.wait((reading,))  # The scheduler ends its side once it has read ours.
 
     def _fail(self, failure: errors.ServiceError) -> None:
         if self._failure is None:
             self._end_calls(failure)
-            self._stream.cancel()
+            self._stream.abort()
 
     def _end_calls(self, failure: errors.ServiceError) -> None:
         self._failure = failure

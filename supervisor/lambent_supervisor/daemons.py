@@ -61,6 +61,7 @@ def scheduler_spec(
         return (
             *_daemon("scheduler", directory, stores),
             f"--listen={grpc}",
+            f"--session-listen={LOOPBACK}:0",
             f"--http-listen={http}",
             f"--id={SCHEDULER_ID}",
             f"--keep-alive={options.keep_alive_s:g}",

@@ -19,17 +19,17 @@ from tests.etcd_server import EtcdServer, etcd_server
 from tests.nats_server import NatsServer, nats_server
 
 from lambent.framing import INITIAL_CREDIT_BYTES, MAX_PIECE_BYTES, FrameWriter
+from lambent.message_stream import MessageStream, connect
 from lambent.v1 import frame_pb2, log_pb2, node_pb2
 from lambent_common.etcd import EtcdClient
 from lambent_common.log_streams import log_subject
-from lambent_common.message_stream import MessageStream, connect
 from lambent_common.packages import PackageStore
 
 RUNTIME = f"python{sys.version_info[0]}.{sys.version_info[1]}"
 ARN = "arn:aws:lambda:eu-test-1:000000000000:function:"
 WAIT_S = 20
 _TOKEN = "test-token"
-_MAIN = "from lambent_node_agent.command import agent; agent()"
+MAIN = "from lambent_node_agent.command import agent; agent()"
 
 
 def zip_of(source: str) -> bytes:
@@ -324,9 +324,15 @@ def _credentials_directory(directory: Path, nats: NatsServer) -> Path:
 
 
 async def start_agent(
-    directory: Path, etcd: EtcdServer, nats: NatsServer, *options: str, log: AgentLog, with_token: bool = True
+    directory: Path,
+    etcd: EtcdServer,
+    nats: NatsServer,
+    *options: str,
+    log: AgentLog,
+    with_token: bool = True,
+    main: str = MAIN,
 ) -> tuple[asyncio.subprocess.Process, str]:
-    """Start an agent; returns it and its address once it is ready.
+    """Start an agent, by a program that may first change it; returns it and its address once it is ready.
 
     Raises:
         AssertionError: It ended before; the text is what it wrote.
@@ -337,7 +343,7 @@ async def start_agent(
         secrets = nats.credentials
         nats_url, credentials = nats.url.replace("//", f"//{secrets.nats_user}:{secrets.nats_password}@"), []
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", _MAIN, "--etcd", ",".join(etcd.endpoints), "--nats", nats_url),
+        *(sys.executable, "-c", main, "--etcd", ",".join(etcd.endpoints), "--nats", nats_url),
         *(*credentials, "--state-dir", str(directory / "state"), "--id", "node-1"),
         *("--memory", "4096", "--cpus", "2", "--owner", f"test-{os.getpid()}", "--ready-fd", str(write_fd)),
         *options,

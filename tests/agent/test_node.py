@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.agent.harness import RUNTIME, AgentLog, Scheduler, World, start_agent, stop_agent
+from tests.agent.harness import MAIN, RUNTIME, AgentLog, Scheduler, World, start_agent, stop_agent
 
+from lambent.message_stream import connect
 from lambent.v1 import node_pb2, record_pb2
 from lambent_common import keys, records
 from lambent_common.credentials import Credentials
 from lambent_common.etcd import Changes, Delete, Put, Snapshot
-from lambent_common.message_stream import connect
+from lambent_node_agent import node
 from lambent_node_agent.registration import LEASE_TTL_S, Registration, is_worth_telling
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -137,6 +138,23 @@ async def test_environments_that_the_attached_scheduler_does_not_know_are_stoppe
             await old.close()
             async with asyncio.timeout(20):
                 assert (await new.stopped(environment)).reason == "orphaned"
+
+
+async def test_environments_that_no_scheduler_comes_back_for_are_stopped(agent: World, tmp_path: Path) -> None:
+    """They wait ten minutes, warm, for a scheduler that restarts; their memory is not theirs for ever."""
+    assert node.ORPHAN_TIMEOUT_S == 600
+    main = f"from lambent_node_agent import node; node.ORPHAN_TIMEOUT_S, node.UNTOLD_TIMEOUT_S = 0, 1e9; {MAIN}"
+    log = AgentLog()
+    options = ("--owner", f"test-{os.getpid()}-alone", "--id", "node-4")
+    process, address = await start_agent(tmp_path, agent.etcd, agent.nats, *options, log=log, main=main)
+    try:
+        scheduler = Scheduler(address, "lost")
+        await scheduler.attach()
+        environment = await scheduler.start(await agent.function(ECHO))
+        await scheduler.close()
+        await log.line('"environment_stopped"', environment, '"orphaned"')
+    finally:
+        assert await stop_agent(process) == 0
 
 
 async def test_a_second_stream_of_the_same_scheduler_takes_over(agent: World) -> None:

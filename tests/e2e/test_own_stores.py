@@ -18,7 +18,7 @@ from tests.nats_server import NatsServer, nats_server
 from lambent import AsyncClient
 
 TIMEOUT_S = 60
-ANY_PORTS = ("--listen=127.0.0.1:0", "--http-listen=127.0.0.1:0")
+ANY_PORTS = ("--listen=127.0.0.1:0", "--session-listen=127.0.0.1:0", "--http-listen=127.0.0.1:0")
 HANDLER = "def handler(event, context): return event\n"
 
 

@@ -12,13 +12,16 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import grpc.aio
 from google.protobuf.duration_pb2 import Duration
 
+from lambent.connection import Connection
+from lambent.endpoint import Endpoint
 from lambent.errors import CancelledError, UnavailableError
 from lambent.framing import MAX_MESSAGE_BYTES, Body, FrameWriter
+from lambent.message_stream import MessageStream
 from lambent.rpc_errors import to_frame
 from lambent.session import Session
+from lambent.session_stream import SessionStream, open_stream
 from lambent.v1 import (
     frame_pb2,
     function_pb2,
@@ -29,8 +32,8 @@ from lambent.v1 import (
 )
 from lambent_common import keys
 from lambent_common.etcd import KeyValue, Snapshot
-from lambent_common.grpc_server import CHANNEL_OPTIONS, GrpcServer
-from lambent_common.message_stream import MessageServer, MessageStream
+from lambent_common.grpc_server import GrpcServer
+from lambent_common.message_server import MessageServer
 from lambent_common.records import encode
 from lambent_scheduler.core.dispatch import Dispatcher
 from lambent_scheduler.core.limits import Limits
@@ -43,6 +46,9 @@ from lambent_scheduler.invocation.service import InvocationServicer
 
 TOKEN = "secret"
 METADATA = (("authorization", f"Bearer {TOKEN}"),)
+
+SESSION_PORT = True
+"""False leaves sessions to gRPC."""
 
 Answer = Callable[["Node", FrameWriter[node_pb2.NodeEvent], int, node_pb2.InvokeOpen], None]
 
@@ -213,28 +219,29 @@ class Front:
 
     relay: ObservedRelay
     functions: FunctionTable
-    channel: grpc.aio.Channel
+    invocations: InvocationServicer
+    connection: Connection
     node_server: MessageServer[node_pb2.EventBatch, node_pb2.OrderBatch]
 
     @property
     def stub(self) -> invocation_pb2_grpc.InvocationServiceStub:
         """Give a stub of InvocationService."""
-        return invocation_pb2_grpc.InvocationServiceStub(self.channel)
+        return invocation_pb2_grpc.InvocationServiceStub(self.connection.channel)
 
-    def session(self) -> Session:
+    async def session(self) -> Session:
         """Open a session."""
-        return Session(self.stub, METADATA)
+        return Session(await open_stream(self.connection))
 
-    def raw_session(self) -> RawSession:
+    async def raw_session(self) -> RawSession:
         """Open a session whose frames the test writes itself."""
-        return RawSession(self.stub.Session(metadata=METADATA))
+        return RawSession(await open_stream(self.connection))
 
 
 @dataclass
 class RawSession:
     """A caller that keeps to no rule but what the test does."""
 
-    stream: grpc.aio.StreamStreamCall[invocation_pb2.SessionRequest, invocation_pb2.SessionResponse]
+    stream: SessionStream
     frames: list[invocation_pb2.SessionResponseFrame] = field(default_factory=list)
 
     async def send(self, call_id: int, **frame: Any) -> None:
@@ -254,7 +261,7 @@ class RawSession:
     async def read(self) -> None:
         """Wait for more frames."""
         response = await self.stream.read()
-        assert isinstance(response, invocation_pb2.SessionResponse)
+        assert response is not None
         self.frames.extend(response.frames)
 
     def data_bytes(self, call_id: int) -> int:
@@ -279,8 +286,11 @@ async def front(
         **options,
     )
     server = GrpcServer(token=TOKEN, services=())
-    invocation_pb2_grpc.add_InvocationServiceServicer_to_server(InvocationServicer(relay), server.server)
-    port = await server.start("127.0.0.1:0")
+    invocations = InvocationServicer(relay)
+    invocation_pb2_grpc.add_InvocationServiceServicer_to_server(invocations, server.server)
+    if SESSION_PORT:
+        await invocations.session_port.start("127.0.0.1:0")
+    connection = Connection(Endpoint(f"127.0.0.1:{await server.start('127.0.0.1:0')}", TOKEN))
     relay.node_seen(
         record_pb2.NodeRecord(
             node_id=node.node_id,
@@ -290,16 +300,17 @@ async def front(
         )
     )
     ticking = asyncio.create_task(relay.tick())
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=CHANNEL_OPTIONS) as channel:
-        try:
-            async with asyncio.timeout(10):
-                await relay.node_attached.wait()
-            yield Front(relay, functions, channel, node_server)
-        finally:
-            ticking.cancel()
-            await relay.stop(0)
-            await server.stop(0)
-            await node_server.stop()
+    try:
+        async with asyncio.timeout(10):
+            await relay.node_attached.wait()
+        yield Front(relay, functions, invocations, connection, node_server)
+    finally:
+        await connection.close()
+        ticking.cancel()
+        await relay.stop(0)
+        await invocations.session_port.stop()
+        await server.stop(0)
+        await node_server.stop()
 
 
 def opening(name: str, **fields: Any) -> invocation_pb2.InvocationOpen:

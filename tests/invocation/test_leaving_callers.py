@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 import grpc
 import grpc.aio
 import pytest
+from tests.invocation import front as front_module
 from tests.invocation.front import METADATA, Front, Node, RawSession, echo, flowing, front, opening, silent
 
 from lambent import errors
@@ -29,7 +30,7 @@ async def _cancel(raw: RawSession) -> None:
 
 
 async def _vanish(raw: RawSession) -> None:
-    raw.stream.cancel()
+    raw.stream.abort()
 
 
 @pytest.mark.parametrize("leave", [_cancel, _vanish])
@@ -39,7 +40,7 @@ async def test_who_stops_reading_a_long_answer_leaves_nothing_behind(
     """The node has its credit back, though the caller never gives any: the END behind the answer comes."""
     node = Node(flowing(_TEN_MB))
     async with asyncio.timeout(20), front(node, "f", "g") as door:
-        raw = door.raw_session()
+        raw = await door.raw_session()
         await raw.send(1, open=opening("f", streaming=True, complete=True))
         while raw.data_bytes(1) < INITIAL_CREDIT_BYTES:
             await raw.read()
@@ -68,7 +69,7 @@ async def test_who_leaves_a_server_stream_leaves_nothing_behind() -> None:
 async def _serves_again(door: Front, node: Node) -> None:
     assert door.relay.dispatcher.in_flight == 0
     node.answer = echo
-    session = door.session()
+    session = await door.session()
     started = len(node.started)
     assert (await session.invoke(opening("f"), b"next"))[0] == b"next"
     await session.close()
@@ -79,7 +80,7 @@ async def test_who_does_not_read_for_too_long_loses_the_answer() -> None:
     """A caller that lives and takes nothing would hold the environment for as long as it likes."""
     node = Node(flowing(_TEN_MB))
     async with asyncio.timeout(20), front(node, "f", reader_timeout_s=0.1) as door:
-        raw = door.raw_session()
+        raw = await door.raw_session()
         await raw.send(1, open=opening("f", streaming=True, complete=True))
         error = from_frame((await raw.end(1)).service_error)
         assert isinstance(error, errors.DeadlineExceededError)
@@ -93,7 +94,7 @@ async def test_a_payload_that_does_not_end_in_time_frees_its_environment() -> No
     """An environment is bound while the payload comes; whoever sends nothing more does not keep it."""
     node = Node(silent)
     async with asyncio.timeout(20), front(node, "f", payload_timeout_s=0.1) as door:
-        raw = door.raw_session()
+        raw = await door.raw_session()
         await raw.send(1, open=opening("f", payload=b"{", complete=False))
         error = from_frame((await raw.end(1)).service_error)
         assert isinstance(error, errors.DeadlineExceededError)
@@ -105,7 +106,7 @@ async def test_answers_that_nobody_takes_count_as_calls_of_their_session(monkeyp
     """What a session can make the scheduler hold is bounded, whether its calls run or have ended."""
     monkeypatch.setattr(session_module, "_MAX_CALLS", 2)
     async with asyncio.timeout(20), front(Node(flowing(SIZE)), "f") as door:
-        raw = door.raw_session()
+        raw = await door.raw_session()
         for call_id in (1, 2):
             await raw.send(call_id, open=opening("f", complete=True))
             while raw.data_bytes(call_id) < INITIAL_CREDIT_BYTES:
@@ -124,7 +125,7 @@ async def test_answers_that_nobody_takes_count_as_calls_of_their_session(monkeyp
             await raw.send(call_id, open=opening("f", complete=True))
             await raw.send(call_id, window=frame_pb2.Window(credit_bytes=SIZE))
             assert not (await raw.end(call_id)).HasField("service_error")
-        raw.stream.cancel()
+        raw.stream.abort()
 
 
 @pytest.mark.parametrize("waits", [False, True])
@@ -132,14 +133,14 @@ async def test_a_caller_who_would_wait_for_ever_is_served(waits: bool) -> None:
     """The largest time that the field holds is what other clients mean by no timeout."""
     node = Node(echo)
     async with asyncio.timeout(20), front(node, "f") as door:
-        raw = door.raw_session()
+        raw = await door.raw_session()
         if not waits:
             await raw.send(1, open=opening("f", complete=True))
             await raw.end(1)
         await raw.send(2, open=opening("f", timeout_us=2**64 - 1, complete=True))
         assert not (await raw.end(2)).HasField("service_error")
         assert node.openings[-1].timeout_us == 0
-        raw.stream.cancel()
+        raw.stream.abort()
 
 
 @pytest.mark.parametrize("call_id", [0, 1])
@@ -147,7 +148,7 @@ async def test_a_call_id_that_is_in_use_is_refused_and_the_first_call_goes_on(ca
     """A caller's mistake costs no call that was there before."""
     node = Node(silent)
     async with asyncio.timeout(20), front(node, "f") as door:
-        raw = door.raw_session()
+        raw = await door.raw_session()
         await raw.send(1, open=opening("f", complete=True))
         await raw.send(call_id, open=opening("f", complete=True))
         error = from_frame((await raw.end(call_id)).service_error)
@@ -157,7 +158,7 @@ async def test_a_call_id_that_is_in_use_is_refused_and_the_first_call_goes_on(ca
         (node_call_id,) = node.received
         echo(node, node.writer, node_call_id, node.openings[0])
         assert not (await raw.end(1)).HasField("service_error")
-        raw.stream.cancel()
+        raw.stream.abort()
 
 
 async def test_a_grpc_deadline_is_the_caller_s_time() -> None:
@@ -176,7 +177,7 @@ async def test_the_whole_payload_of_a_unary_call_counts_while_it_waits() -> None
     node = Node(silent)
     limits = Limits(waiting_bytes_per_function=500_000)
     async with asyncio.timeout(20), front(node, "f", limits=limits, memory_mib=128) as door:
-        raw = door.raw_session()
+        raw = await door.raw_session()
         await raw.send(1, open=opening("f", complete=True))
         await node.until(lambda: node.openings)
         request = invocation_pb2.InvokeRequest(function_name="f", payload=bytes(1_000_000))
@@ -185,7 +186,7 @@ async def test_the_whole_payload_of_a_unary_call_counts_while_it_waits() -> None
         error = from_rpc_error(raised.value)
         assert isinstance(error, errors.NoCapacityError)
         assert "bytes of payload" in error.message
-        raw.stream.cancel()
+        raw.stream.abort()
 
 
 async def test_a_session_whose_answers_cannot_be_sent_ends(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,7 +197,12 @@ async def test_a_session_whose_answers_cannot_be_sent_ends(monkeypatch: pytest.M
 
     monkeypatch.setattr(session_module.CallerSession, "_write", write)
     async with asyncio.timeout(20), front(Node(echo), "f") as door:
-        raw = door.raw_session()
+        raw = await door.raw_session()
         await raw.send(1, open=opening("f", complete=True))
-        assert await raw.stream.code() is grpc.StatusCode.INTERNAL
+        if front_module.SESSION_PORT:
+            assert await raw.stream.read() is None
+        else:
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await raw.read()
+            assert raised.value.code() is grpc.StatusCode.INTERNAL
         assert door.relay.dispatcher.in_flight == 0

@@ -35,7 +35,7 @@ async def test_environments_of_an_earlier_scheduler_serve_and_the_superseded_sto
     held = [_held("f", "idle"), _held("g", "busy", busy=True), _held("f", "old", revision_id="before")]
     node = Node(echo, welcome=node_pb2.Welcome(node_id="n-1", environments=held))
     async with asyncio.timeout(20), front(node, "f", "g") as door:
-        session = door.session()
+        session = await door.session()
         assert (await session.invoke(opening("f"), b"1"))[0] == b"1"
         assert node.openings[-1].environment_id == "idle"
         assert node.writer is not None
@@ -56,7 +56,7 @@ async def test_what_others_reserved_on_a_node_is_not_asked_of_it() -> None:
     reserved = {"memory_mib": 128, "cpu_millis": 72}
     node = Node(echo, welcome=node_pb2.Welcome(status=node_pb2.NodeStatus(reserved=reserved)))
     async with asyncio.timeout(20), front(node, "f", "g", memory_mib=256) as door:
-        session = door.session()
+        session = await door.session()
         await session.invoke(opening("f"), b"")
         await session.invoke(opening("g"), b"")
         assert [stop.reason for stop in node.stops] == ["evicted"]
@@ -74,7 +74,7 @@ async def test_a_node_that_says_it_drains_gets_nothing_more() -> None:
     node = Node(echo)
     limits = Limits(max_queue_wait_s=0.2)
     async with asyncio.timeout(20), front(node, "f", limits=limits) as door:
-        session = door.session()
+        session = await door.session()
         await session.invoke(opening("f"), b"")
         assert node.writer is not None
         node.writer.send(node_pb2.NodeEvent(status=node_pb2.NodeStatus(draining=True)))
@@ -99,7 +99,7 @@ async def test_an_environment_that_dies_takes_no_call_with_it() -> None:
 
     node = Node(answer)
     async with asyncio.timeout(20), front(node, "f", memory_mib=256) as door:
-        session = door.session()
+        session = await door.session()
         answers = await asyncio.gather(*(session.invoke(opening("f"), str(n).encode()) for n in range(20)))
         assert [payload for payload, _ in answers] == [str(n).encode() for n in range(20)]
         assert [stop.environment_id for stop in node.stops] == list(dying)
@@ -115,7 +115,7 @@ async def test_a_call_that_no_environment_takes_ends_with_the_refusal() -> None:
 
     node = Node(answer)
     async with asyncio.timeout(20), front(node, "f") as door:
-        session = door.session()
+        session = await door.session()
         _, end = await session.invoke(opening("f"), b"")
         error = from_frame(end.service_error)
         assert isinstance(error, errors.UnavailableError)
@@ -138,7 +138,7 @@ async def test_a_defect_that_one_node_brings_about_costs_its_calls_alone(monkeyp
     monkeypatch.setattr(Relay, "environment_ready", environment_ready)
     node = Node(echo)
     async with asyncio.timeout(20), front(node, "f") as door:
-        session = door.session()
+        session = await door.session()
         assert (await session.invoke(opening("f"), b"1"))[0] == b"1"
         assert len(node.started) == 2
         await session.close()
@@ -154,14 +154,14 @@ async def test_function_errors_of_any_size_fit_their_messages() -> None:
         writer.send(node_pb2.NodeEvent(call_id=call_id, end=end), len(error_payload))
 
     async with asyncio.timeout(30), front(Node(fail), "f") as door:
-        raw = door.raw_session()
+        raw = await door.raw_session()
         for call_id in range(1, count + 1):
             await raw.send(call_id, open=opening("f", complete=True))
         for _ in range(count):
             await door.relay.ends.get()
         for call_id in range(1, count + 1):
             assert len((await raw.end(call_id)).error_payload) == len(error_payload)
-        raw.stream.cancel()
+        raw.stream.abort()
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ async def test_the_invoked_arn_has_the_qualifier_however_it_was_given(name: str,
     """context.invoked_function_arn names what the caller named (AWS Lambda)."""
     node = Node(echo)
     async with asyncio.timeout(20), front(node, "f") as door:
-        session = door.session()
+        session = await door.session()
         await session.invoke(opening(name, qualifier=qualifier), b"")
         assert node.openings[-1].invoked_function_arn == f"arn:aws:lambda:us-east-1:default:function:{shown}"
         await session.close()
@@ -187,7 +187,7 @@ async def test_a_new_reservation_leaves_the_others_their_share_at_once() -> None
     """Calls in flight move to the function's own pool, though it is not called again."""
     node = Node(silent)
     async with asyncio.timeout(20), front(node, "f", "g", limits=Limits(account_concurrency=3)) as door:
-        raw = door.raw_session()
+        raw = await door.raw_session()
         for call_id in (1, 2):
             await raw.send(call_id, open=opening("f", complete=True))
         await node.until(lambda: len(node.openings) == 2)
@@ -205,7 +205,7 @@ async def test_a_new_reservation_leaves_the_others_their_share_at_once() -> None
         node.answer = echo
         await raw.send(3, open=opening("g", complete=True))
         assert not (await raw.end(3)).HasField("service_error")
-        raw.stream.cancel()
+        raw.stream.abort()
 
 
 async def _received(raw: RawSession) -> None:
@@ -218,21 +218,21 @@ async def test_calls_that_wait_for_a_deleted_function_end_at_once() -> None:
     """No environment is made for what exists no more."""
     node = Node(silent)
     async with asyncio.timeout(20), front(node, "f", memory_mib=128) as door:
-        raw = door.raw_session()
+        raw = await door.raw_session()
         for call_id in (1, 2):
             await raw.send(call_id, open=opening("f", complete=True))
         await _received(raw)
         await node.until(lambda: node.openings)
         door.functions.apply(Changes(10, [Delete(keys.function_latest("default", "f"), 10)]))
         assert isinstance(from_frame((await raw.end(2)).service_error), errors.FunctionNotFoundError)
-        raw.stream.cancel()
+        raw.stream.abort()
 
 
 async def test_a_scheduler_that_stops_sends_away_who_waits_and_waits_for_who_runs() -> None:
     """What has not run can run elsewhere at once; a drain lasts as long as the last call, lost nodes included."""
     node = Node(silent)
     async with asyncio.timeout(20), front(node, "f", memory_mib=128) as door:
-        raw = door.raw_session()
+        raw = await door.raw_session()
         for call_id in (1, 2):
             await raw.send(call_id, open=opening("f", complete=True))
         await _received(raw)
@@ -245,4 +245,4 @@ async def test_a_scheduler_that_stops_sends_away_who_waits_and_waits_for_who_run
         await door.node_server.stop()
         assert isinstance(from_frame((await raw.end(1)).service_error), errors.NodeLostError)
         await stopping
-        raw.stream.cancel()
+        raw.stream.abort()

@@ -10,9 +10,11 @@ import pytest
 from tests.invocation.front import METADATA, Node, echo, front, opening, silent
 
 from lambent import errors
+from lambent.connection import Connection
+from lambent.endpoint import Endpoint
 from lambent.framing import FrameWriter
 from lambent.rpc_errors import from_frame, from_rpc_error
-from lambent.session import Session
+from lambent.session_stream import open_stream
 from lambent.v1 import frame_pb2, invocation_pb2, node_pb2
 from lambent_scheduler.core.limits import Limits
 
@@ -22,7 +24,7 @@ _SIX_MB = 6 * 1024 * 1024
 async def test_a_call_comes_back_with_its_payload_and_report() -> None:
     """The first thing anybody does."""
     async with asyncio.timeout(20), front(Node(echo), "f") as door:
-        session = door.session()
+        session = await door.session()
         payload, end = await session.invoke(opening("f"), b'{"a": 1}')
         assert payload == b'{"a": 1}'
         assert len(end.report.request_id) == 36
@@ -34,7 +36,7 @@ async def test_a_payload_of_any_size_arrives_whole_in_both_directions(size: int)
     """Cutting into frames must not show."""
     payload = bytes(range(256)) * (size // 256 + 1)
     async with asyncio.timeout(30), front(Node(echo), "f") as door:
-        session = door.session()
+        session = await door.session()
         answer, _ = await session.invoke(opening("f"), payload[:size])
         assert answer == payload[:size]
         await session.close()
@@ -43,7 +45,7 @@ async def test_a_payload_of_any_size_arrives_whole_in_both_directions(size: int)
 async def test_a_thousand_calls_at_once_each_get_their_own_answer() -> None:
     """Answers must not be mixed up however frames are batched."""
     async with asyncio.timeout(60), front(Node(echo), "f", "g") as door:
-        session = door.session()
+        session = await door.session()
         calls = [session.invoke(opening("fg"[n % 2]), str(n).encode() * (n % 50 + 1)) for n in range(1_000)]
         for number, (answer, end) in enumerate(await asyncio.gather(*calls)):
             assert not end.HasField("service_error"), end
@@ -54,7 +56,7 @@ async def test_a_thousand_calls_at_once_each_get_their_own_answer() -> None:
 async def test_a_large_call_does_not_block_a_small_one() -> None:
     """A payload that flows leaves room between its pieces."""
     async with asyncio.timeout(30), front(Node(echo), "f") as door:
-        session = door.session()
+        session = await door.session()
         large = asyncio.create_task(session.invoke(opening("f"), bytes(_SIX_MB)))
         await session.invoke(opening("f"), b"small")
         assert not large.done()
@@ -65,7 +67,7 @@ async def test_a_large_call_does_not_block_a_small_one() -> None:
 async def test_unknown_functions_are_refused_before_dispatch() -> None:
     """A typing error in a name costs no retry and no environment."""
     async with asyncio.timeout(20), front(Node(echo), "f") as door:
-        session = door.session()
+        session = await door.session()
         _, end = await session.invoke(opening("typo"), b"")
         error = from_frame(end.service_error)
         assert isinstance(error, errors.FunctionNotFoundError)
@@ -76,7 +78,7 @@ async def test_unknown_functions_are_refused_before_dispatch() -> None:
 async def test_a_payload_over_six_mib_is_refused() -> None:
     """AWS's limit, kept while the payload still flows."""
     async with asyncio.timeout(30), front(Node(echo), "f") as door:
-        session = door.session()
+        session = await door.session()
         _, end = await session.invoke(opening("f"), bytes(_SIX_MB + 1))
         assert isinstance(from_frame(end.service_error), errors.RequestTooLargeError)
         answer, _ = await session.invoke(opening("f"), b"the session goes on")
@@ -87,7 +89,7 @@ async def test_a_payload_over_six_mib_is_refused() -> None:
 async def test_a_client_context_over_its_limit_is_refused() -> None:
     """Every byte from outside has a bound."""
     async with asyncio.timeout(20), front(Node(echo), "f") as door:
-        session = door.session()
+        session = await door.session()
         _, end = await session.invoke(opening("f", client_context=bytes(3_584)), b"")
         assert isinstance(from_frame(end.service_error), errors.InvalidRequestContentError)
         await session.close()
@@ -97,7 +99,7 @@ async def test_cancelling_a_running_call_tells_the_node() -> None:
     """An explicit cancel resets the environment."""
     node = Node(silent)
     async with asyncio.timeout(20), front(node, "f") as door:
-        session = door.session()
+        session = await door.session()
         call = asyncio.create_task(session.invoke(opening("f"), b""))
         await node.until(lambda: len(node.openings) == 1)
         call.cancel()
@@ -109,7 +111,7 @@ async def test_a_lost_caller_lets_the_function_finish() -> None:
     """As on AWS: a client that goes away does not stop what runs."""
     node = Node(silent)
     async with asyncio.timeout(20), front(node, "f") as door:
-        session = door.session()
+        session = await door.session()
         call = asyncio.create_task(session.invoke(opening("f"), b""))
         await node.until(lambda: len(node.openings) == 1)
         await session.close()
@@ -121,7 +123,7 @@ async def test_a_lost_caller_lets_the_function_finish() -> None:
         assert node.writer is not None
         (call_id,) = node.received
         echo(node, node.writer, call_id, node.openings[0])
-        again = door.session()
+        again = await door.session()
         node.answer = echo
         assert (await again.invoke(opening("f"), b"next"))[0] == b"next"
         assert door.relay.dispatcher.in_flight == 0
@@ -132,7 +134,7 @@ async def test_a_lost_node_fails_its_calls_at_once_as_dispatched() -> None:
     """The caller learns that the function may have run."""
     node = Node(silent)
     async with asyncio.timeout(20), front(node, "f") as door:
-        session = door.session()
+        session = await door.session()
         call = asyncio.create_task(session.invoke(opening("f"), b""))
         await node.until(lambda: len(node.openings) == 1)
         await door.node_server.stop()
@@ -147,7 +149,7 @@ async def test_a_lost_node_fails_its_calls_at_once_as_dispatched() -> None:
 async def test_more_memory_than_any_node_has_is_refused_at_once() -> None:
     """Waiting would not help, so nobody waits."""
     async with asyncio.timeout(20), front(Node(echo), "f", memory_mib=64) as door:
-        session = door.session()
+        session = await door.session()
         _, end = await session.invoke(opening("f"), b"")
         error = from_frame(end.service_error)
         assert isinstance(error, errors.NoCapacityError)
@@ -159,7 +161,7 @@ async def test_a_call_over_the_account_s_concurrency_is_throttled_with_the_reaso
     """AWS's 429, with the limit that was met."""
     node = Node(silent)
     async with asyncio.timeout(20), front(node, "f", limits=Limits(account_concurrency=1)) as door:
-        session = door.session()
+        session = await door.session()
         first = asyncio.create_task(session.invoke(opening("f"), b""))
         await node.until(lambda: len(node.openings) == 1)
         _, end = await session.invoke(opening("f"), b"")
@@ -175,7 +177,7 @@ async def test_a_call_that_waits_too_long_for_room_gets_no_capacity() -> None:
     node = Node(silent)
     limits = Limits(max_queue_wait_s=0.2)
     async with asyncio.timeout(20), front(node, "f", limits=limits, memory_mib=128) as door:
-        session = door.session()
+        session = await door.session()
         first = asyncio.create_task(session.invoke(opening("f"), b""))
         await node.until(lambda: len(node.openings) == 1)
         _, end = await session.invoke(opening("f"), b"")
@@ -187,7 +189,7 @@ async def test_a_call_that_waits_too_long_for_room_gets_no_capacity() -> None:
 async def test_a_stream_gives_pieces_and_then_the_end() -> None:
     """Response streaming is the same path, seen piece by piece."""
     async with asyncio.timeout(30), front(Node(echo), "f") as door:
-        session = door.session()
+        session = await door.session()
         items = [item async for item in session.stream(opening("f", streaming=True), bytes(200_000))]
         assert isinstance(items[-1], frame_pb2.End)
         assert b"".join(item for item in items if isinstance(item, bytes)) == bytes(200_000)
@@ -198,7 +200,7 @@ async def test_a_reader_that_stops_leaves_early_and_cancels() -> None:
     """Leaving a stream before its end frees the environment."""
     node = Node(_endless)
     async with asyncio.timeout(30), front(node, "f") as door:
-        session = door.session()
+        session = await door.session()
         items = session.stream(opening("f", streaming=True), b"")
         assert await anext(items) == bytes(65_536)
         await items.aclose()  # type: ignore[attr-defined]  # an async generator
@@ -242,7 +244,5 @@ async def test_a_session_without_the_token_is_refused() -> None:
     async with asyncio.timeout(20), front(Node(echo), "f") as door:
         stream = door.stub.Session()
         assert await stream.code() is grpc.StatusCode.UNAUTHENTICATED
-        session = Session(door.stub, ())
         with pytest.raises(errors.UnauthenticatedError):
-            await session.invoke(opening("f"), b"")
-        await session.close()
+            await open_stream(Connection(Endpoint(door.connection.endpoint.grpc)))

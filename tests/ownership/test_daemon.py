@@ -19,10 +19,13 @@ from tests.etcd_server import EtcdServer
 from tests.invocation.front import METADATA, TOKEN, Node, RawSession, echo, opening, silent
 from tests.nats_server import NatsServer, nats_server
 
-from lambent.v1 import function_pb2, invocation_pb2_grpc, node_pb2, record_pb2
+from lambent.connection import Connection
+from lambent.endpoint import Endpoint
+from lambent.session_stream import open_stream
+from lambent.v1 import function_pb2, node_pb2, record_pb2
 from lambent_common import keys
 from lambent_common.etcd import EtcdClient, put_op
-from lambent_common.message_stream import MessageServer
+from lambent_common.message_server import MessageServer
 from lambent_common.records import encode
 from lambent_scheduler.ownership import Ownership
 
@@ -45,7 +48,7 @@ def _daemon(server: EtcdServer, nats: NatsServer, directory: Path, *flags: str) 
     for name, content in files.items():
         (directory / name).write_text(content)
     stores = (f"--etcd={','.join(server.endpoints)}", f"--nats={nats.url}", f"--credentials={directory}")
-    ports = ("--listen=127.0.0.1:0", "--http-listen=127.0.0.1:0")
+    ports = ("--listen=127.0.0.1:0", "--session-listen=127.0.0.1:0", "--http-listen=127.0.0.1:0")
     with running_command("scheduler", *stores, *ports, *flags) as command:
         yield command
 
@@ -102,11 +105,13 @@ def _function(name: str) -> record_pb2.FunctionRecord:
 
 @contextlib.asynccontextmanager
 async def _session(address: str) -> AsyncIterator[tuple[RawSession, grpc.aio.Channel]]:
-    async with grpc.aio.insecure_channel(address) as channel:
-        stub = invocation_pb2_grpc.InvocationServiceStub(channel)
-        raw = RawSession(stub.Session(metadata=METADATA))
-        yield raw, channel
-        raw.stream.cancel()
+    connection = Connection(Endpoint(address, TOKEN))
+    raw = RawSession(await open_stream(connection))
+    try:
+        yield raw, connection.channel
+    finally:
+        raw.stream.abort()
+        await connection.close()
 
 
 async def test_a_standby_ends_when_it_is_told(

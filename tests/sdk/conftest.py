@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import pytest_asyncio
+from tests.sdk import service as service_module
 from tests.sdk.service import TOKEN, Service, serving
 
 from lambent import AsyncClient
@@ -13,6 +14,14 @@ from lambent import AsyncClient
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
+
+
+@pytest.fixture(params=["grpc", "session port"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Whichever way a session goes, its callers see the same."""
+    way: str = request.param
+    monkeypatch.setattr(service_module, "SESSION_PORT", way == "session port")
+    return way
 
 
 @pytest_asyncio.fixture

@@ -36,6 +36,7 @@ from lambent.v1 import (
     log_pb2_grpc,
 )
 from lambent_common.grpc_server import GrpcServer
+from lambent_scheduler.invocation.session_port import SessionPort
 
 TOKEN = "secret"
 
@@ -97,42 +98,55 @@ class Service:
     address: str = ""
 
 
+SESSION_PORT = True
+"""False leaves sessions to gRPC."""
+
+
 class InvocationServicer(invocation_pb2_grpc.InvocationServiceServicer):
     """Sessions only: the SDK uses nothing else."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        self.session_port = SessionPort(self._serve)
 
-    async def Session(self, request_iterator: Any, context: Any) -> AsyncIterator[invocation_pb2.SessionResponse]:
+    async def Session(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]
         self._service.session_came.set()
         if not self._service.accepting:
             await self._service.drop.wait()
             self._service.drop.clear()
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
+        with self.session_port.offer() as metadata:
+            await context.send_initial_metadata(metadata)
+            if await self._serve(context):
+                await context.abort_with_status(
+                    to_status(errors.UnavailableError("the scheduler stops", dispatched=True))
+                )
+
+    async def _serve(self, stream: Any) -> bool:
+        """Serve a session; True when it is dropped under its caller."""
         frames: asyncio.Queue[invocation_pb2.SessionResponseFrame | None] = asyncio.Queue(10_000)
         calls: dict[int, Call] = {}
-        reading = asyncio.create_task(self._read(request_iterator, calls, frames))
+        reading = asyncio.create_task(self._read(stream, calls, frames))
         dropping = asyncio.create_task(self._drop(frames))
-        await context.send_initial_metadata(())
         try:
             while (frame := await frames.get()) is not None:
                 if frame is _LEFT:
-                    return
-                yield invocation_pb2.SessionResponse(frames=[frame])
-            await context.abort_with_status(to_status(errors.UnavailableError("the scheduler stops", dispatched=True)))
+                    return False
+                await stream.write(invocation_pb2.SessionResponse(frames=[frame]))
         finally:
             tasks = [reading, dropping, *(call.task for call in calls.values() if call.task)]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+        return True
 
     async def _drop(self, frames: asyncio.Queue[Any]) -> None:
         await self._service.drop.wait()
         self._service.drop.clear()
         await frames.put(None)
 
-    async def _read(self, requests: Any, calls: dict[int, Call], frames: asyncio.Queue[Any]) -> None:
-        async for request in requests:
+    async def _read(self, stream: Any, calls: dict[int, Call], frames: asyncio.Queue[Any]) -> None:
+        while isinstance(request := await stream.read(), invocation_pb2.SessionRequest):
             for frame in request.frames:
                 await self._frame(frame, calls, frames)
         await frames.put(_LEFT)
@@ -416,14 +430,18 @@ async def serving(port: int = 0) -> AsyncIterator[Service]:
     """Serve on a free port of loopback, with a token."""
     service = Service()
     server = GrpcServer(token=TOKEN, services=())
-    invocation_pb2_grpc.add_InvocationServiceServicer_to_server(InvocationServicer(service), server.server)
+    invocations = InvocationServicer(service)
+    invocation_pb2_grpc.add_InvocationServiceServicer_to_server(invocations, server.server)
     function_pb2_grpc.add_FunctionServiceServicer_to_server(FunctionServicer(service), server.server)
     log_pb2_grpc.add_LogServiceServicer_to_server(LogServicer(service), server.server)
     cluster_pb2_grpc.add_ClusterServiceServicer_to_server(ClusterServicer(), server.server)
+    if SESSION_PORT:
+        await invocations.session_port.start("127.0.0.1:0")
     service.address = f"127.0.0.1:{await server.start(f'127.0.0.1:{port}')}"
     try:
         yield service
     finally:
+        await invocations.session_port.stop()
         await server.stop(0)
 
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from lambent import AsyncClient
 
+pytestmark = pytest.mark.usefixtures("way")
+
 
 class Refusals:
     """Counts how often a client found nobody."""
@@ -151,7 +153,7 @@ async def test_session_that_nobody_answers_is_given_up(
     service: Service, client: AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A peer may take connections and be stuck."""
-    monkeypatch.setattr("lambent.session.CONNECT_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("lambent.session_stream.CONNECT_TIMEOUT_S", 0.2)
     service.handlers["echo"] = echo
     service.accepting = False
     async with asyncio.timeout(30):
@@ -165,7 +167,7 @@ async def test_calls_of_an_outage_wait_together(
     service: Service, client: AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last of many callers learns as soon as the first that no session is accepted."""
-    monkeypatch.setattr("lambent.session.CONNECT_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("lambent.session_stream.CONNECT_TIMEOUT_S", 0.5)
     monkeypatch.setattr("lambent.retry.OUTAGE_S", 0.0)
     service.accepting = False
     async with asyncio.timeout(5):
@@ -174,7 +176,9 @@ async def test_calls_of_an_outage_wait_together(
     assert len(set(map(id, outcomes))) == 50
 
 
-async def test_lost_session_gives_each_call_an_error_of_its_own(service: Service, client: AsyncClient) -> None:
+async def test_lost_session_gives_each_call_an_error_of_its_own(
+    service: Service, client: AsyncClient, way: str
+) -> None:
     """Whoever raises an exception adds to its traceback; sixty-four callers of one would make a novel of it."""
 
     async def wait_for_both(opening: Opening, body: bytes) -> bytes:
@@ -189,7 +193,8 @@ async def test_lost_session_gives_each_call_an_error_of_its_own(service: Service
     assert isinstance(first, lambent.UnavailableError)
     assert isinstance(second, lambent.UnavailableError)
     assert first is not second
-    assert (first.dispatched, first.message) == (second.dispatched, second.message) == (True, "the scheduler stops")
+    said = "the scheduler stops" if way == "grpc" else "the scheduler ended the session"
+    assert (first.dispatched, first.message) == (second.dispatched, second.message) == (True, said)
 
 
 async def test_session_that_cannot_be_read_fails_its_calls() -> None:

@@ -10,8 +10,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 
 from lambent.framing import MAX_MESSAGE_BYTES
+from lambent.message_stream import MessageStream, MessageStreamError, connect
 from lambent.v1 import node_pb2
-from lambent_common.message_stream import MessageServer, MessageStream, MessageStreamError, connect
+from lambent_common.message_server import MessageServer
 
 Client = MessageStream[node_pb2.OrderBatch, node_pb2.EventBatch]
 Server = MessageStream[node_pb2.EventBatch, node_pb2.OrderBatch]

@@ -9,8 +9,8 @@ import structlog
 
 from lambent.errors import NodeLostError
 from lambent.framing import FrameWriter
+from lambent.message_stream import MessageStream, MessageStreamError, connect
 from lambent.v1 import frame_pb2, node_pb2
-from lambent_common.message_stream import MessageStream, MessageStreamError, connect
 
 if TYPE_CHECKING:
     from lambent_scheduler.invocation.relayed_call import RelayedCall

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from lambent.v1 import invocation_pb2, invocation_pb2_grpc
 from lambent_scheduler.invocation import unary
-from lambent_scheduler.invocation.session import CallerSession
+from lambent_scheduler.invocation.session import CallerSession, CallerStream
+from lambent_scheduler.invocation.session_port import SessionPort
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -17,10 +18,18 @@ if TYPE_CHECKING:
 
 
 class InvocationServicer(invocation_pb2_grpc.InvocationServiceServicer):
-    """Hands every call to the relay."""
+    """Hands every call to the relay.
+
+    Args:
+        relay: Whoever carries the calls out.
+
+    Attributes:
+        session_port: What callers of a session are offered instead of gRPC.
+    """
 
     def __init__(self, relay: Relay) -> None:
         self._relay = relay
+        self.session_port = SessionPort(self._serve_session)
 
     async def Invoke(  # noqa: N802 - gRPC's name
         self, request: invocation_pb2.InvokeRequest, context: grpc.aio.ServicerContext[Any, Any]
@@ -33,7 +42,12 @@ class InvocationServicer(invocation_pb2_grpc.InvocationServiceServicer):
     ) -> None:
         """Carry many calls over one stream."""
         del request_iterator
-        await CallerSession(self._relay, context).run()
+        with self.session_port.offer() as metadata:
+            await context.send_initial_metadata(metadata)
+            await self._serve_session(context)
+
+    async def _serve_session(self, stream: CallerStream) -> None:
+        await CallerSession(self._relay, stream).run()
 
     async def InvokeWithResponseStream(  # noqa: N802 - gRPC's name
         self,

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import grpc.aio
 import structlog
 
 from lambent.errors import InvalidRequestContentError, ServiceError, ThrottledError
 from lambent.framing import MAX_PIECE_BYTES, Body, FrameWriter
+from lambent.message_stream import MessageStreamError
 from lambent.rpc_errors import to_frame
 from lambent.v1 import frame_pb2, invocation_pb2
 
 if TYPE_CHECKING:
-    from typing import Any
-
     from lambent_scheduler.invocation.relay import Relay
     from lambent_scheduler.invocation.relayed_call import RelayedCall
 
@@ -26,6 +25,16 @@ _Frame = invocation_pb2.SessionResponseFrame
 _MAX_CALLS = 1_024
 """Calls of one session whose END has not left: just over the account's concurrency, so that one client can use all of
 it, while what a session can make us hold stays bounded (320 KiB a call, of its payload or of its answer)."""
+
+
+class CallerStream(Protocol):
+    """Both directions of a session: the context of a gRPC call, or a connection to the session port."""
+
+    async def read(self) -> object:
+        """Give the next SessionRequest; anything else once the caller has ended the session."""
+
+    async def write(self, message: invocation_pb2.SessionResponse, /) -> None:
+        """Send a message; waits while the caller takes no more."""
 
 
 class _SessionReply:
@@ -104,22 +113,21 @@ class CallerSession:
         calls: Calls in flight, and answers that have ended on the node's side and still flow to the caller.
     """
 
-    def __init__(self, relay: Relay, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    def __init__(self, relay: Relay, stream: CallerStream) -> None:
         self._relay = relay
-        self._context = context
+        self._stream = stream
         self.writer: FrameWriter[_Frame] = FrameWriter(self._write, lambda: len(self.calls))
         self.calls: dict[int, _SessionReply] = {}
 
     async def run(self) -> None:
         """Serve the stream until the caller ends it or is lost."""
-        await self._context.send_initial_metadata(())
         try:
             # Whichever half fails first ends the other.
             async with asyncio.TaskGroup() as halves:
                 writing = halves.create_task(self.writer.run(), name="session-writer")
                 await self._read()
                 writing.cancel()
-        except* grpc.aio.BaseError as errors:
+        except* (grpc.aio.BaseError, MessageStreamError) as errors:
             log.info("session_lost", error=str(errors.exceptions[0]))
         finally:
             for reply in list(self.calls.values()):
@@ -128,7 +136,7 @@ class CallerSession:
             self.calls.clear()
 
     async def _read(self) -> None:
-        while isinstance(request := await self._context.read(), invocation_pb2.SessionRequest):
+        while isinstance(request := await self._stream.read(), invocation_pb2.SessionRequest):
             for frame in request.frames:
                 self._receive(frame)
             # A caller that sends and does not read stops being read.
@@ -178,4 +186,4 @@ class CallerSession:
         self.writer.send(_Frame(call_id=call_id, end=end))
 
     async def _write(self, frames: list[_Frame]) -> None:
-        await self._context.write(invocation_pb2.SessionResponse(frames=frames))
+        await self._stream.write(invocation_pb2.SessionResponse(frames=frames))

@@ -134,6 +134,9 @@ class SessionRequest(message.Message):
     DESCRIPTOR: descriptor.Descriptor
 
     FRAMES_FIELD_NUMBER: builtins.int
+    TICKET_FIELD_NUMBER: builtins.int
+    ticket: builtins.bytes
+    """In the first message on a session port, which carries no frames: what the offer says."""
     @builtins.property
     def frames(self) -> containers.RepeatedCompositeFieldContainer[SessionRequestFrame]:
         """In order of each call."""
@@ -142,10 +145,41 @@ class SessionRequest(message.Message):
         self,
         *,
         frames: abc.Iterable[SessionRequestFrame] | None = ...,
+        ticket: builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["frames", b"frames"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["frames", b"frames", "ticket", b"ticket"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class SessionOffer(message.Message):
+    """Says where the same session can be had as bare messages over TCP, each behind its length in four bytes, big-endian:
+    they cost a fraction of what they cost as gRPC. A caller that does not take it goes on with the gRPC stream.
+    """
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    PORT_FIELD_NUMBER: builtins.int
+    TICKET_FIELD_NUMBER: builtins.int
+    PROOF_FIELD_NUMBER: builtins.int
+    port: builtins.int
+    """Port on the host at which the caller has found the scheduler."""
+    ticket: builtins.bytes
+    """What the caller sends first. Good for one connection, while the gRPC stream is open."""
+    proof: builtins.bytes
+    """What the scheduler answers; whoever answers anything else is not the scheduler."""
+    def __init__(
+        self,
+        *,
+        port: builtins.int = ...,
+        ticket: builtins.bytes = ...,
+        proof: builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["port", b"port", "proof", b"proof", "ticket", b"ticket"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -196,6 +230,9 @@ class SessionResponse(message.Message):
     DESCRIPTOR: descriptor.Descriptor
 
     FRAMES_FIELD_NUMBER: builtins.int
+    PROOF_FIELD_NUMBER: builtins.int
+    proof: builtins.bytes
+    """In the first message on a session port, which carries no frames: what the offer says."""
     @builtins.property
     def frames(self) -> containers.RepeatedCompositeFieldContainer[SessionResponseFrame]:
         """In order of each call."""
@@ -204,10 +241,11 @@ class SessionResponse(message.Message):
         self,
         *,
         frames: abc.Iterable[SessionResponseFrame] | None = ...,
+        proof: builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["frames", b"frames"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["frames", b"frames", "proof", b"proof"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -64,7 +64,8 @@ class InvocationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Session(self, request_iterator, context):
-        """Carries many invocations over one stream, framed, interleaved and batched.
+        """Carries many invocations over one stream, framed, interleaved and batched. The metadata that open it may hold a
+        SessionOffer, as "lambent-session-offer-bin".
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -19,7 +19,9 @@ class InvocationServiceStub:
     Invoke: aio.UnaryUnaryMultiCallable[invocation_pb2.InvokeRequest, invocation_pb2.InvokeResponse]
     """Runs a function once and returns its whole answer. For any gRPC client; the SDK uses Session."""
     Session: aio.StreamStreamMultiCallable[invocation_pb2.SessionRequest, invocation_pb2.SessionResponse]
-    """Carries many invocations over one stream, framed, interleaved and batched."""
+    """Carries many invocations over one stream, framed, interleaved and batched. The metadata that open it may hold a
+    SessionOffer, as "lambent-session-offer-bin".
+    """
     InvokeWithResponseStream: aio.UnaryStreamMultiCallable[invocation_pb2.InvokeWithResponseStreamRequest, invocation_pb2.InvokeWithResponseStreamResponse]
     """Runs a function once and returns its answer piece by piece, as the function yields it."""
 
@@ -40,7 +42,9 @@ class InvocationServiceServicer(metaclass=abc_1.ABCMeta):
         request_iterator: abc.AsyncIterator[invocation_pb2.SessionRequest],
         context: aio.ServicerContext[abc.AsyncIterator[invocation_pb2.SessionRequest], abc.AsyncIterator[invocation_pb2.SessionResponse]],
     ) -> abc.AsyncIterator[invocation_pb2.SessionResponse]:
-        """Carries many invocations over one stream, framed, interleaved and batched."""
+        """Carries many invocations over one stream, framed, interleaved and batched. The metadata that open it may hold a
+        SessionOffer, as "lambent-session-offer-bin".
+        """
 
     @abc_1.abstractmethod
     def InvokeWithResponseStream(

@@ -1,4 +1,4 @@
-"""Protobuf messages over one TCP connection: how the cluster's own daemons talk where every microsecond counts.
+"""Protobuf messages over one TCP connection, where every microsecond counts: between daemons, and under a session.
 
 A message is its length in four bytes, big-endian, and its bytes. docs/adr/0005 says why this is not gRPC.
 """
@@ -10,33 +10,21 @@ import socket
 from collections import deque
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, cast
 
-import structlog
 from google.protobuf.message import DecodeError
 
 from lambent.framing import MAX_MESSAGE_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-log = structlog.get_logger(__name__)
+    from collections.abc import Callable
 
 _LENGTH_BYTES = 4
 
 _WAITING_MESSAGES = 16
 """Messages that may wait to be read; then TCP tells the peer to stop sending."""
 
-_MAX_STRANGER_BYTES = 4 * 1024
-"""Largest message of a peer that has not said who it is: its name and the token."""
-
-_MAX_STRANGERS = 32
-"""Peers at once that have not said who they are; one that is quick about it needs a millisecond."""
-
 _KEEPALIVE = {"TCP_KEEPIDLE": 4, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 10_000}
 """A peer whose machine died sends nothing: three probes after 4 s of silence, 2 s apart, find out within 10 s; so do
-10 s (in milliseconds) without an acknowledgement of what was sent."""
-
-_MAX_CONNECTIONS = 256
-"""Connections that one server holds; a further one is closed at once."""
+10 s (in milliseconds) without an acknowledgement of what was sent. A client's system may lack some of them."""
 
 
 class _Message(Protocol):
@@ -112,6 +100,11 @@ class MessageStream(asyncio.Protocol, Generic[SentT, ReceivedT]):
         if self._ended:
             raise self._error or MessageStreamError("the connection is closed")
 
+    async def finish(self) -> None:
+        """Write nothing more; what was written still leaves, and the peer learns that it was all."""
+        if not self._ended:
+            self._open_transport().write_eof()
+
     def close(self) -> None:
         """Send what was written, then close the connection."""
         if self._transport is not None:
@@ -135,7 +128,8 @@ class MessageStream(asyncio.Protocol, Generic[SentT, ReceivedT]):
         connection: socket.socket = transport.get_extra_info("socket")
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in _KEEPALIVE.items():
-            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+            if hasattr(socket, option):
+                connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
         if self._connected is not None:
             self._connected(self)
 
@@ -215,70 +209,3 @@ async def connect(
     except OSError as error:
         raise MessageStreamError(f"cannot connect to {address}: {error}") from error
     return stream
-
-
-class MessageServer(Generic[SentT, ReceivedT]):
-    """Serves each connection with a task of its own, between `start` and `stop`.
-
-    A peer that nobody knows yet may send little: `serve` raises `max_message_bytes` of the stream once it trusts it. Of
-    strangers that say nothing the oldest goes when there are too many.
-
-    Args:
-        parse: Makes a message of its bytes.
-        serve: Serves one connection until it returns; the connection is closed then.
-    """
-
-    def __init__(
-        self,
-        parse: Callable[[bytes], ReceivedT],
-        serve: Callable[[MessageStream[SentT, ReceivedT]], Awaitable[None]],
-    ) -> None:
-        self._parse = parse
-        self._serve = serve
-        self._server: asyncio.Server | None = None
-        self._connections: dict[asyncio.Task[None], MessageStream[SentT, ReceivedT]] = {}
-
-    async def start(self, listen: str) -> int:
-        """Listen on host:port; port 0 picks a free one.
-
-        Returns:
-            The port.
-
-        Raises:
-            OSError: The address cannot be listened on.
-        """
-        host, _, port = listen.rpartition(":")
-        self._server = await asyncio.get_running_loop().create_server(
-            lambda: MessageStream(self._parse, self._connected), host.strip("[]") or None, int(port)
-        )
-        return int(self._server.sockets[0].getsockname()[1])
-
-    async def stop(self) -> None:
-        """Accept nothing more and end every connection; what was written to it still leaves."""
-        if self._server is not None:
-            self._server.close()
-        connections = tuple(self._connections)
-        for connection in connections:
-            connection.cancel()
-        await asyncio.gather(*connections, return_exceptions=True)
-
-    def _connected(self, stream: MessageStream[SentT, ReceivedT]) -> None:
-        if len(self._connections) >= _MAX_CONNECTIONS:
-            log.warning("too_many_connections", connections=len(self._connections))
-            stream.abort()
-            return
-        strangers = [known for known in self._connections.values() if known.max_message_bytes == _MAX_STRANGER_BYTES]
-        if len(strangers) >= _MAX_STRANGERS:
-            strangers[0].abort()
-        stream.max_message_bytes = _MAX_STRANGER_BYTES
-        task = asyncio.create_task(self._run(stream))
-        self._connections[task] = stream
-        task.add_done_callback(self._connections.pop)
-
-    async def _run(self, stream: MessageStream[SentT, ReceivedT]) -> None:
-        try:
-            await self._serve(stream)
-        except MessageStreamError as error:
-            log.warning("connection_lost", error=str(error))
-        finally:
-            stream.close()

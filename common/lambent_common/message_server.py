@@ -1,0 +1,93 @@
+"""The listening side of messages over TCP: who may come, how many, and what a stranger may send."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Generic
+
+import structlog
+
+from lambent.message_stream import MessageStream, MessageStreamError, ReceivedT, SentT
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+log = structlog.get_logger(__name__)
+
+_MAX_STRANGER_BYTES = 4 * 1024
+"""Largest message of a peer that has not said who it is: its name and the token."""
+
+_MAX_STRANGERS = 32
+"""Peers at once that have not said who they are; one that is quick about it needs a millisecond."""
+
+_MAX_CONNECTIONS = 1_024
+"""Connections that one server holds; a further one is closed at once."""
+
+
+class MessageServer(Generic[SentT, ReceivedT]):
+    """Serves each connection with a task of its own, between `start` and `stop`.
+
+    A peer that nobody knows yet may send little: `serve` raises `max_message_bytes` of the stream once it trusts it. Of
+    strangers that say nothing the oldest goes when there are too many.
+
+    Args:
+        parse: Makes a message of its bytes.
+        serve: Serves one connection until it returns; the connection is closed then.
+    """
+
+    def __init__(
+        self,
+        parse: Callable[[bytes], ReceivedT],
+        serve: Callable[[MessageStream[SentT, ReceivedT]], Awaitable[None]],
+    ) -> None:
+        self._parse = parse
+        self._serve = serve
+        self._server: asyncio.Server | None = None
+        self._connections: dict[asyncio.Task[None], MessageStream[SentT, ReceivedT]] = {}
+
+    async def start(self, listen: str) -> int:
+        """Listen on host:port; port 0 picks a free one.
+
+        Returns:
+            The port.
+
+        Raises:
+            OSError: The address cannot be listened on.
+        """
+        host, _, port = listen.rpartition(":")
+        self._server = await asyncio.get_running_loop().create_server(
+            lambda: MessageStream(self._parse, self._connected), host.strip("[]") or None, int(port)
+        )
+        return int(self._server.sockets[0].getsockname()[1])
+
+    async def stop(self) -> None:
+        """Accept nothing more and end every connection; what was written to it still leaves."""
+        if self._server is not None:
+            self._server.close()
+        connections = tuple(self._connections)
+        for connection in connections:
+            connection.cancel()
+        await asyncio.gather(*connections, return_exceptions=True)
+
+    def _connected(self, stream: MessageStream[SentT, ReceivedT]) -> None:
+        if len(self._connections) >= _MAX_CONNECTIONS:
+            log.warning("too_many_connections", connections=len(self._connections))
+            stream.abort()
+            return
+        strangers = [known for known in self._connections.values() if known.max_message_bytes == _MAX_STRANGER_BYTES]
+        if len(strangers) >= _MAX_STRANGERS:
+            strangers[0].abort()
+        stream.max_message_bytes = _MAX_STRANGER_BYTES
+        task = asyncio.create_task(self._run(stream))
+        self._connections[task] = stream
+        task.add_done_callback(self._connections.pop)
+
+    async def _run(self, stream: MessageStream[SentT, ReceivedT]) -> None:
+        try:
+            await self._serve(stream)
+        except MessageStreamError as error:
+            log.warning("connection_lost", error=str(error))
+        except Exception:  # a defect: one connection ends, and the log says why
+            log.exception("connection_failed")
+        finally:
+            stream.close()

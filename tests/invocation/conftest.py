@@ -1,0 +1,12 @@
+"""What all tests of the invocation path share."""
+
+from __future__ import annotations
+
+import pytest
+from tests.invocation import front
+
+
+@pytest.fixture(autouse=True, params=["grpc", "session port"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever way a session goes, its rules are the same."""
+    monkeypatch.setattr(front, "SESSION_PORT", request.param == "session port")
