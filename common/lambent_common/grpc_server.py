@@ -98,12 +98,8 @@ def _with_errors(behaviour: _Handler, method: str, refusal: ServiceError | None)
                     raise refusal  # noqa: TRY301 - one path for all errors
                 async for response in behaviour(request, context):
                     yield response
-            except ServiceError as error:
-                await context.abort_with_status(to_status(error))
-            except (grpc.aio.AbortError, grpc.aio.BaseError):
-                raise
-            except Exception as error:  # noqa: BLE001 - the edge: INTERNAL to the caller, logged once
-                await context.abort_with_status(to_status(_internal(method, error)))
+            except Exception as error:  # noqa: BLE001 - the edge
+                await _fail(context, method, error)
 
         return generator
 
@@ -113,14 +109,18 @@ def _with_errors(behaviour: _Handler, method: str, refusal: ServiceError | None)
             if refusal is not None:
                 raise refusal  # noqa: TRY301 - one path for all errors
             return await behaviour(request, context)
-        except ServiceError as error:
-            await context.abort_with_status(to_status(error))
-        except (grpc.aio.AbortError, grpc.aio.BaseError):
-            raise
-        except Exception as error:  # noqa: BLE001 - the edge: INTERNAL to the caller, logged once
-            await context.abort_with_status(to_status(_internal(method, error)))
+        except Exception as error:  # noqa: BLE001 - the edge
+            await _fail(context, method, error)
 
     return coroutine
+
+
+async def _fail(context: grpc.aio.ServicerContext[Any, Any], method: str, error: Exception) -> None:
+    """End an RPC with the status of what its behaviour raised: INTERNAL, and a line in the log, for a defect."""
+    if isinstance(error, grpc.aio.AbortError | grpc.aio.BaseError):
+        raise error
+    known = error if isinstance(error, ServiceError) else _internal(method, error)
+    await context.abort_with_status(to_status(known))
 
 
 def _internal(method: str, error: Exception) -> InternalError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 import nats
@@ -46,6 +46,13 @@ WRONG_LAST_SEQUENCE = 10071
 log = structlog.get_logger(__name__)
 
 
+class _Client(Client):
+    async def close(self) -> None:
+        """Close; what waits for a connection that is away is dropped."""
+        with suppress(OSError):
+            await super().close()
+
+
 async def connect_nats(urls: Sequence[str], credentials: Credentials, name: str, *, timeout_s: float = 10.0) -> Client:
     """Connect to NATS; the client then reconnects for ever, trying all members in turn.
 
@@ -59,7 +66,7 @@ async def connect_nats(urls: Sequence[str], credentials: Credentials, name: str,
         UnavailableError: No member answered in time, or the credentials are refused. The message holds the last reason.
     """
     last_error: Exception | None = None
-    client = Client()
+    client = _Client()
 
     async def on_error(error: Exception) -> None:
         nonlocal last_error

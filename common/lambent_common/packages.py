@@ -8,6 +8,9 @@ A package that nothing refers to is first marked, and deleted only after the mar
 of the scheduler). Each of these steps compares the sequence number of the object's description, as does `claim`,
 which takes the mark away: either the claim comes first and the deletion fails, or the deletion comes first and the
 claim says so.
+
+An upload writes the chunks first and their description last. Chunks that got none, because the uploader died, are
+deleted by the same sweep.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ from lambent_common.nats import WRONG_LAST_SEQUENCE, ensure_stream, jetstream_er
 from lambent_common.stream_reader import StreamReader
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from typing import IO
 
     from nats.js import JetStreamContext
@@ -49,6 +52,10 @@ _CHUNK_BYTES = 128 * 1024
 _BLOCK_CHUNKS = 8
 # Attempts to write a description against others who write it at the same time; each loss means that one of them won.
 _ATTEMPTS = 5
+# A store that went away during an upload is not waited for much longer.
+_TAKE_BACK_TIMEOUT_S = 1.0
+# A server that is restarted is back, and found again, within less.
+_AVAILABLE_TIMEOUT_S = 3.0
 _MARK = "unreferenced_since"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -92,6 +99,19 @@ class PackageStore:
         )
         await ensure_stream(js, config)
         return cls(js)
+
+    async def check_available(self, *, timeout_s: float = _AVAILABLE_TIMEOUT_S) -> None:
+        """Return when the store answers.
+
+        Raises:
+            UnavailableError: It did not within `timeout_s`.
+        """
+        try:
+            async with asyncio.timeout(timeout_s), jetstream_errors("code packages"):
+                await self._js.stream_info(_STREAM)
+        except (TimeoutError, UnavailableError) as error:
+            reason = str(error) or f"NATS does not answer within {timeout_s:g} s"
+            raise UnavailableError(f"the package store is away: {reason}") from error
 
     async def put(self, path: Path, *, timeout_s: float = 120.0) -> PackageInfo:
         """Store a file; nothing is sent when its content is stored already, but a mark on it is taken away.
@@ -157,14 +177,8 @@ class PackageStore:
 
     async def list(self) -> list[PackageInfo]:
         """Give all packages, in no particular order."""
-        packages: list[PackageInfo] = []
-        async with StreamReader(self._js, _STREAM, f"{_META_PREFIX}>") as reader:
-            while reader.pending:
-                for message in await reader.read():
-                    info = _parse(message.data, message.metadata.sequence.stream)
-                    if info is not None:
-                        packages.append(info)
-        return packages
+        read = [_package(description, sequence) for description, sequence in await self._descriptions()]
+        return [info for info in read if info is not None]
 
     async def mark_unreferenced(self, info: PackageInfo, since: float | None) -> bool:
         """Note since when nothing refers to a package, in Unix seconds; None takes the mark away.
@@ -196,6 +210,51 @@ class PackageStore:
             await self._js.purge_stream(_STREAM, seq=sequence + 1, subject=_meta_subject(info.sha256))
             return True
 
+    async def delete_abandoned(self, before: float) -> int:
+        """Delete chunks that no description names, except of uploads that wrote one since `before`, in Unix seconds.
+
+        Those may be under way: `before` has to be further back than an upload takes.
+
+        Returns:
+            Of how many uploads there were some.
+        """
+        written: dict[str, tuple[float, int]] = {}
+        async with StreamReader(self._js, _STREAM, f"{_CHUNK_PREFIX}>", last_headers=True) as reader:
+            while reader.pending:
+                for message in await reader.read():
+                    metadata = message.metadata
+                    written[message.subject] = metadata.timestamp.timestamp(), metadata.sequence.stream
+        # After the chunks: what was complete by then has its description by now. An object of another kind, too.
+        named = {_CHUNK_PREFIX + str(description.get("nuid")) for description, _ in await self._descriptions()}
+        abandoned = {
+            subject: sequence for subject, (time, sequence) in written.items() if time < before and subject not in named
+        }
+        async with jetstream_errors("deleting chunks of uploads that were abandoned"):
+            for subject, sequence in abandoned.items():
+                await self._js.purge_stream(_STREAM, seq=sequence + 1, subject=subject)
+        return len(abandoned)
+
+    async def _descriptions(self) -> Sequence[tuple[Mapping[str, object], int]]:
+        """Read the descriptions of all objects that are not deleted, with their sequence numbers.
+
+        Raises:
+            UnavailableError: JetStream does not answer, or the member that was read from lags behind the leader: taken
+                for all there is, its part would have chunks of stored packages deleted.
+        """
+        async with jetstream_errors("the newest package"):
+            newest, _ = await self._last_message(f"{_META_PREFIX}>")
+        found, last = [], 0
+        async with StreamReader(self._js, _STREAM, f"{_META_PREFIX}>") as reader:
+            while reader.pending:
+                for message in await reader.read():
+                    last = message.metadata.sequence.stream
+                    description = json.loads(message.data)
+                    if not description.get("deleted"):
+                        found.append((description, last))
+        if last < newest:
+            raise UnavailableError(f"a member of NATS knows the packages up to {last}, of {newest}")
+        return found
+
     async def _claim(self, sha256: str) -> PackageInfo | None:
         for _ in range(_ATTEMPTS):
             info = await self._info(sha256)
@@ -206,12 +265,21 @@ class PackageStore:
         raise UnavailableError(f"the package {sha256} is changed by others all the time")
 
     async def _info(self, sha256: str) -> PackageInfo | None:
+        return (await self._look_up(sha256))[1]
+
+    async def _look_up(self, sha256: str) -> tuple[int, PackageInfo | None]:
+        """Give the sequence number of a description, 0 where there is none, and the package unless it is deleted."""
+        sequence, data = await self._last_message(_meta_subject(sha256))
+        return sequence, _package(json.loads(data), sequence) if sequence else None
+
+    async def _last_message(self, subject: str) -> tuple[int, bytes]:
+        """Ask the leader for the newest message of a subject: its sequence number, 0 where there is none, and data."""
         # Not a direct read: a follower may not know yet what the leader has acknowledged.
         try:
-            message = await self._js.get_last_msg(_STREAM, _meta_subject(sha256))
+            message = await self._js.get_last_msg(_STREAM, subject)
         except nats.js.errors.NotFoundError:
-            return None
-        return _parse(message.data or b"", message.seq or 0)
+            return 0, b""
+        return message.seq or 0, message.data or b""
 
     async def _mark(self, info: PackageInfo, since: float | None) -> PackageInfo | None:
         marks = {} if since is None else {_MARK: repr(since)}
@@ -244,14 +312,18 @@ class PackageStore:
                 "chunks": chunks,
                 "digest": f"SHA-256={digest}",
             }
-            sequence = await self._describe(sha256, description, expected_sequence=0)
+            replaced, info = await self._look_up(sha256)
+            if info is not None:
+                return None
+            sequence = await self._describe(sha256, description, expected_sequence=replaced)
             stored = sequence is not None
             return PackageInfo(sha256, size_bytes, None, sequence, description) if sequence is not None else None
         finally:
             if not stored:
-                # Chunks that no description names would stay for ever.
+                # Best effort: what is left of them the sweep deletes.
                 with contextlib.suppress(nats.errors.Error, TimeoutError):
-                    await asyncio.shield(self._js.purge_stream(_STREAM, subject=_CHUNK_PREFIX + nuid))
+                    async with asyncio.timeout(_TAKE_BACK_TIMEOUT_S):
+                        await asyncio.shield(self._js.purge_stream(_STREAM, subject=_CHUNK_PREFIX + nuid))
 
     async def _describe(self, sha256: str, description: Mapping[str, object], *, expected_sequence: int) -> int | None:
         """Replace the description whose sequence number is the expected one (0: there is none); None when it is not."""
@@ -303,14 +375,15 @@ def _check_name(sha256: str) -> None:
         raise InvalidParameterError(f"{sha256[:80]!r} is not a SHA-256 in lower-case hexadecimal")
 
 
-def _parse(data: bytes, sequence: int) -> PackageInfo | None:
+def _package(description: Mapping[str, object], sequence: int) -> PackageInfo | None:
     """Read a description; None for a deleted object and for one that is no package of ours."""
-    description = json.loads(data)
     name = str(description.get("name", ""))
     if description.get("deleted") or not _SHA256.fullmatch(name):
         return None
-    mark = (description.get("metadata") or {}).get(_MARK)
-    return PackageInfo(name, int(description["size"]), None if mark is None else float(mark), sequence, description)
+    metadata = description.get("metadata")
+    mark = metadata.get(_MARK) if isinstance(metadata, dict) else None
+    size_bytes = int(str(description["size"]))
+    return PackageInfo(name, size_bytes, None if mark is None else float(mark), sequence, description)
 
 
 def _digest(file: IO[bytes]) -> str:

@@ -37,13 +37,24 @@ class StreamReader:
         stream: Name of the stream.
         subject: Subject, wildcards allowed.
         start_time: Leave out messages stored before; None reads from the first one.
+        last_headers: Read the last message of each subject alone, and of it the headers alone. After an outage earlier
+            ones of a subject may come as well, and before its last one.
     """
 
-    def __init__(self, js: JetStreamContext, stream: str, subject: str, *, start_time: datetime | None = None) -> None:
+    def __init__(
+        self,
+        js: JetStreamContext,
+        stream: str,
+        subject: str,
+        *,
+        start_time: datetime | None = None,
+        last_headers: bool = False,
+    ) -> None:
         self._js = js
         self._stream = stream
         self._subject = subject
         self._start_time = start_time
+        self._last_headers = last_headers
         self._last_sequence = 0
         self._pending = 0
         self._subscription: JetStreamContext.PullSubscription | None = None
@@ -104,7 +115,11 @@ class StreamReader:
 
     async def _open(self) -> None:
         config = api.ConsumerConfig(
-            ack_policy=api.AckPolicy.NONE, inactive_threshold=_INACTIVE_THRESHOLD_S, mem_storage=True, num_replicas=1
+            ack_policy=api.AckPolicy.NONE,
+            inactive_threshold=_INACTIVE_THRESHOLD_S,
+            mem_storage=True,
+            num_replicas=1,
+            headers_only=self._last_headers,
         )
         if self._last_sequence:
             config.deliver_policy = api.DeliverPolicy.BY_START_SEQUENCE
@@ -112,6 +127,8 @@ class StreamReader:
         elif self._start_time is not None:
             config.deliver_policy = api.DeliverPolicy.BY_START_TIME
             config.opt_start_time = self._start_time
+        elif self._last_headers:
+            config.deliver_policy = api.DeliverPolicy.LAST_PER_SUBJECT
         async with jetstream_errors(f"reading {self._subject}"):
             self._subscription = await self._js.pull_subscribe(self._subject, stream=self._stream, config=config)
             assert config.name is not None, "pull_subscribe names the consumer"

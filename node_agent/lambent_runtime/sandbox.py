@@ -31,6 +31,8 @@ CONTROL = 3
 """Descriptor of the control socket to the agent, once the recipe is through."""
 CHILDREN = CONTROL + 1
 """Descriptor that is readable while a child has ended: signalfd(2), nonblocking."""
+_SIGCHLD_SET = (1 << signal.SIGCHLD - 1).to_bytes(128, "little")
+"""A `sigset_t` of SIGCHLD alone."""
 
 MASKED_FILES = (
     "/proc/kcore",
@@ -103,13 +105,24 @@ class Recipe:
         self._plan.carry_out()
 
     def _describe(self, targets: tuple[str, ...]) -> None:
+        self._hear_of_children()
+        self._enter_groups_and_namespaces()
+        self._mount_files(targets)
+        self._separate_from_host()
+        self._set_limits()
+        self._drop_privileges()
+        self._close_descriptors()
+
+    def _hear_of_children(self) -> None:
         call = self._plan.add
         # 0. The zygote leaves its dead to the kernel; PID 1 hears of them through a descriptor. No handler, or it would
         # accept the signal; blocked, so that it is kept.
         for number in (signal.SIGCHLD, signal.SIGINT):
             call("sigaction", number, linux.DEFAULT_ACTION, None)
-        children = (1 << signal.SIGCHLD - 1).to_bytes(128, "little")
-        call("sigprocmask", signal.SIG_BLOCK, children, None)
+        call("sigprocmask", signal.SIG_BLOCK, _SIGCHLD_SET, None)
+
+    def _enter_groups_and_namespaces(self) -> None:
+        call = self._plan.add
         # 1. Into the cgroups, while the process is one thread and root. Writing 0 to `tasks` moves the caller alone,
         # for which the kernel does not wait for an RCU grace period (10 ms on an idle machine) as it does for another
         # process.
@@ -117,6 +130,9 @@ class Recipe:
             call("write", group, b"0", 1)
         # 2. Own namespaces. After step 1, so that the cgroup namespace is rooted at the sandbox's groups.
         call("unshare", NAMESPACES)
+
+    def _mount_files(self, targets: tuple[str, ...]) -> None:
+        call = self._plan.add
         # 3. The slot's places: code and /tmp come in later through them, when the agent mounts over its side.
         for mount, target in zip(self._mounts, targets):  # noqa: B905 - newer than CPython 3.9
             place = os.fsencode(target)
@@ -130,6 +146,9 @@ class Recipe:
             self._mount_over(b"/var/empty", path, _READ_ONLY)
         for path in READ_ONLY_PATHS:
             self._mount_over(os.fsencode(path), path, _READ_ONLY | linux.MOUNT_ATTR_NODEV)
+
+    def _separate_from_host(self) -> None:
+        call = self._plan.add
         # 6. Loopback, as every program expects it, through any socket of the new network namespace.
         loopback = Register()
         call("socket", socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, 0, result=loopback)
@@ -140,11 +159,17 @@ class Recipe:
         # 8. The session keyring came with the fork from the agent's login session; without keyrings there is none.
         if linux.SYS_KEYCTL:
             call("syscall", linux.SYS_KEYCTL, linux.KEYCTL_JOIN_SESSION_KEYRING, None, ignored=errno.ENOSYS)
+
+    def _set_limits(self) -> None:
+        call = self._plan.add
         # 9. Limits of a process; those of the whole sandbox are its cgroups'.
         for limit, soft, hard in LIMITS:
             call("setrlimit", limit, struct.pack("@ll", soft, hard))
         # The agent runs before ordinary processes; functions are ordinary.
         call("setpriority", os.PRIO_PROCESS, 0, 0)
+
+    def _drop_privileges(self) -> None:
+        call = self._plan.add
         # 10. No capability can come back by execve, and UID 0 (which nobody here can become) would mean nothing.
         for capability in linux.known_capabilities():
             self._prctl(linux.PR_CAPBSET_DROP, capability)
@@ -161,6 +186,9 @@ class Recipe:
         self._prctl(linux.PR_SET_DUMPABLE, 0)
         # 14. Dies with the zygote, which dies with the agent. After step 11, which would clear it.
         self._prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    def _close_descriptors(self) -> None:
+        call = self._plan.add
         # 15. Standard streams to the sandbox's own /dev/null, and nothing else but the control socket.
         null = Register()
         call("open", b"/dev/null", os.O_RDWR | os.O_CLOEXEC, result=null)
@@ -168,7 +196,7 @@ class Recipe:
             call("dup2", null, standard)
         call("dup2", self._control, CONTROL)
         call("syscall", linux.SYS_CLOSE_RANGE, CONTROL + 1, linux.LAST_DESCRIPTOR, 0)
-        call("signalfd", -1, children, os.O_CLOEXEC | os.O_NONBLOCK)  # becomes CHILDREN, the lowest number free
+        call("signalfd", -1, _SIGCHLD_SET, os.O_CLOEXEC | os.O_NONBLOCK)  # becomes CHILDREN, the lowest number free
         # 16. New files are as usual; the directory exists in every sandbox.
         call("umask", 0o022)
         call("chdir", b"/")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from hypothesis import given
@@ -55,6 +56,21 @@ _REQUESTS = st.builds(
     code_sha256=st.sampled_from(("f-1", "g-1")),
     excluded=st.sets(st.sampled_from(["n0", "n1", "n2"])),
 )
+_any_history = given(
+    steps=st.lists(st.one_of(_JOIN, _OTHER), max_size=60),
+    requests=st.lists(_REQUESTS, min_size=1, max_size=3),
+    seed=st.integers(0, 2**64),
+)
+
+
+def _cluster_after(steps: list[tuple[object, ...]], ask: Callable[[NodeTable], object]) -> Cluster:
+    """A cluster with a history, in which `ask` was asked now and then: a question changes nothing."""
+    cluster = Cluster()
+    for step in steps:
+        _apply(cluster, step)
+        if step[0] == "ask":
+            ask(cluster.table)
+    return cluster
 
 
 def _apply(cluster: Cluster, step: tuple[object, ...]) -> None:
@@ -108,20 +124,12 @@ def _reason(node: NodeState, request: PlacementRequest) -> str | None:
     return "cpu" if memory_by_cpu(free.cpu_millis) < free.memory_mib else "memory"
 
 
-@given(
-    steps=st.lists(st.one_of(_JOIN, _OTHER), max_size=60),
-    requests=st.lists(_REQUESTS, min_size=1, max_size=3),
-    seed=st.integers(0, 2**64),
-)
+@_any_history
 def test_a_node_is_found_exactly_when_there_is_one(
     steps: list[tuple[object, ...]], requests: list[PlacementRequest], seed: int
 ) -> None:
     """The indexes know what a look at every node would tell, after any history; a chosen node can take the request."""
-    cluster = Cluster()
-    for step in steps:
-        _apply(cluster, step)
-        if step[0] == "ask":
-            place(cluster.table, requests[0], seed)
+    cluster = _cluster_after(steps, lambda table: place(table, requests[0], seed))
     for request in requests:
         reasons = {node.node_id: _reason(node, request) for node in cluster.table}
         answer = place(cluster.table, request, seed)
@@ -138,20 +146,12 @@ def test_a_node_is_found_exactly_when_there_is_one(
                 assert {reason: count for reason, count in rejections.items() if reason != "excluded"} == counted
 
 
-@given(
-    steps=st.lists(st.one_of(_JOIN, _OTHER), max_size=60),
-    requests=st.lists(_REQUESTS, min_size=1, max_size=3),
-    seed=st.integers(0, 2**64),
-)
+@_any_history
 def test_room_by_eviction_is_found_exactly_when_there_is_some(
     steps: list[tuple[object, ...]], requests: list[PlacementRequest], seed: int
 ) -> None:
     """A call does not wait beside memory that idle environments hold, and none is evicted where it would not help."""
-    cluster = Cluster()
-    for step in steps:
-        _apply(cluster, step)
-        if step[0] == "ask":
-            cluster.table.sample_reclaimable(requests[0], seed)
+    cluster = _cluster_after(steps, lambda table: table.sample_reclaimable(requests[0], seed))
     for request in requests:
         possible = set()
         for node in cluster.table:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
+from tests.etcd_fixtures import next_events
 from tests.etcd_server import EtcdServer
 
 from lambent_common.etcd import Changes, Delete, EtcdClient, EtcdUnavailableError, Put, Snapshot, put_op
@@ -25,7 +26,7 @@ async def test_a_watch_begins_with_what_is_there_and_tells_every_change(client: 
         await client.put("/w/b", b"2")
         await client.put("/x/unseen", b"")
         await client.delete("/w/a")
-        seen = await _events(batches, 2)
+        seen = await next_events(batches, 2)
     assert [type(event) for event in seen] == [Put, Delete]
 
 
@@ -53,14 +54,11 @@ async def test_the_writes_of_one_transaction_come_together(client: EtcdClient) -
 async def test_a_watch_goes_on_after_the_server_was_killed(server: EtcdServer, client: EtcdClient) -> None:
     """A restart of etcd costs a scheduler nothing that happened meanwhile."""
     async with asyncio.timeout(40):
-        batches = client.watch("/w/")
-        await anext(batches)
-        await client.put("/w/a", b"1")
-        await _events(batches, 1)
+        batches = await _watch_that_saw(client, "/w/a")
         await server.kill()
         await server.start()
         await client.put("/w/b", b"2")
-        (event,) = await _events(batches, 1)
+        (event,) = await next_events(batches, 1)
     assert isinstance(event, Put)
     assert event.item.key == "/w/b"
 
@@ -77,17 +75,14 @@ async def test_a_backlog_that_is_cut_off_is_seen_once_and_whole(server: EtcdServ
         assert first.revision == _revision(first.events[-1])
         await server.kill()
         await server.start()
-        seen = [*first.events, *await _events(batches, _BACKLOG - len(first.events))]
+        seen = [*first.events, *await next_events(batches, _BACKLOG - len(first.events))]
     assert [_revision(event) for event in seen] == list(range(2, _BACKLOG + 2))
 
 
 async def test_a_watch_lists_again_when_its_revision_was_compacted(server: EtcdServer, client: EtcdClient) -> None:
     """A scheduler that was away for long sees what is, not what was."""
     async with asyncio.timeout(40):
-        batches = client.watch("/w/")
-        await anext(batches)
-        await client.put("/w/gone", b"1")
-        await _events(batches, 1)
+        batches = await _watch_that_saw(client, "/w/gone")
         await server.kill()
         await server.start()
         # The watch comes back only when it is read, so all of this happens behind its back.
@@ -101,10 +96,7 @@ async def test_a_watch_lists_again_when_its_revision_was_compacted(server: EtcdS
 async def test_a_watch_lists_again_when_etcd_lost_its_data(server: EtcdServer, client: EtcdClient) -> None:
     """An etcd restored from nothing never comes to the revision that a watch waits for."""
     async with asyncio.timeout(40):
-        batches = client.watch("/w/")
-        await anext(batches)
-        await client.put("/w/a", b"1")
-        await _events(batches, 1)
+        batches = await _watch_that_saw(client, "/w/a")
         await server.kill()
         server.forget()
         await server.start()
@@ -118,7 +110,7 @@ async def test_closing_the_client_ends_a_watch_with_an_error(client: EtcdClient)
         batches = client.watch("/w/")
         await anext(batches)
         await client.put("/w/a", b"")
-        await _events(batches, 1)
+        await next_events(batches, 1)
         waiting = asyncio.ensure_future(anext(batches))
         await client.get("/w/a")
         await client.close()
@@ -142,14 +134,14 @@ async def test_a_cancelled_watcher_is_cancelled(client: EtcdClient) -> None:
             await following
 
 
+async def _watch_that_saw(client: EtcdClient, key: str) -> AsyncIterator[Snapshot | Changes]:
+    """A watch of `/w/` that has told what was there and one change."""
+    batches = client.watch("/w/")
+    await anext(batches)
+    await client.put(key, b"1")
+    await next_events(batches, 1)
+    return batches
+
+
 def _revision(event: Put | Delete) -> int:
     return event.item.mod_revision if isinstance(event, Put) else event.mod_revision
-
-
-async def _events(batches: AsyncIterator[Snapshot | Changes], count: int) -> list[Put | Delete]:
-    seen: list[Put | Delete] = []
-    while len(seen) < count:
-        batch = await anext(batches)
-        assert isinstance(batch, Changes)
-        seen.extend(batch.events)
-    return seen

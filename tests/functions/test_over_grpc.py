@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import grpc.aio
 import pytest
 from tests.functions.cluster import Cluster, zipped
 
-from lambent.errors import FunctionNotFoundError, InvalidCodeError, InvalidParameterError, ResourceConflictError
+from lambent.errors import (
+    FunctionNotFoundError,
+    InvalidCodeError,
+    InvalidParameterError,
+    ResourceConflictError,
+    UnavailableError,
+)
 from lambent.rpc_errors import from_rpc_error
 from lambent.v1 import function_pb2 as pb
 from lambent.v1 import function_pb2_grpc
@@ -57,3 +64,19 @@ async def test_function_is_deployed_over_grpc(lambent: Cluster) -> None:
                 assert rebuilt.message.startswith(text)
     finally:
         await server.stop(0)
+
+
+async def test_an_upload_is_refused_at_once_while_nats_is_away(lambent: Cluster) -> None:
+    """Nobody sends a package only to be told that it cannot be kept. Last: it kills NATS."""
+    asked = False
+
+    async def pieces() -> AsyncIterator[pb.UploadCodeRequest]:
+        nonlocal asked
+        asked = True
+        yield pb.UploadCodeRequest(chunk=zipped())
+
+    await lambent.nats_server.kill()
+    async with asyncio.timeout(10):
+        with pytest.raises(UnavailableError, match="the package store is away: NATS does not answer within 3 s"):
+            await lambent.service.UploadCode(pieces(), None)
+    assert not asked

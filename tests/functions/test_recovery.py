@@ -122,6 +122,7 @@ async def test_sweep_keeps_what_is_referred_to_and_deletes_the_rest_after_a_day(
     )
     packages = lambent.scheduler.packages
     sweep = PackageSweep(lambent.scheduler.repository, packages)
+    await lambent.js.publish("$O.lambent-code.C.cut-off", b"chunk")
     assert unused in {package.sha256 for package in (await sweep.sweep(1000.0)).mark}
     assert not (await sweep.sweep(1000.0 + KEEP_S - 1)).delete
     await packages.claim(unused)
@@ -131,7 +132,11 @@ async def test_sweep_keeps_what_is_referred_to_and_deletes_the_rest_after_a_day(
     assert [await packages.exists(code) for code in (old, new, unused)] == [True, True, False]
     await lambent.settled(account)
     await lambent.service.DeleteFunction(pb.DeleteFunctionRequest(account=account, function_name="f"), None)
+    kept = await lambent.js.stream_info("OBJ_lambent-code", subjects_filter="$O.lambent-code.C.cut-off")
+    assert kept.state.subjects, "to this sweep's clock it was written a moment ago"
     assert {old, new} <= {package.sha256 for package in (await sweep.sweep(9e9)).mark}
+    swept = await lambent.js.stream_info("OBJ_lambent-code", subjects_filter="$O.lambent-code.C.cut-off")
+    assert not swept.state.subjects
 
 
 async def test_etcd_that_is_away_refuses_changes_and_still_resolves(lambent: Cluster) -> None:

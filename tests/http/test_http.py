@@ -11,13 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry, Counter, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from tests.cluster import Cluster
+from tests.invocation.front import Node, echo, front
 
 import lambent
 from lambent.errors import UnavailableError
+from lambent.v1 import node_pb2
 from lambent_scheduler.http.app import make_app
+from lambent_scheduler.http.metrics import RelayCollector
 from lambent_scheduler.http.server import serve_http
 from lambent_supervisor.errors import ChildFailedError
 from lambent_supervisor.probes import wait_until_ready
@@ -144,6 +147,21 @@ async def test_a_taken_address_is_named() -> None:
                 pass
 
 
+async def test_the_start_times_of_environments_are_a_histogram() -> None:
+    """What a cold start costs here, beside how many there were; a busy environment that was adopted does not count."""
+    async with asyncio.timeout(TIMEOUT_S), front(Node(echo), "f") as door:
+        (link,) = door.relay.links.values()
+        for start_us in (0, 20_000, 3_000_000):
+            door.relay.environment_ready(link, node_pb2.EnvironmentReady(environment_id="e", start_us=start_us))
+        registry = CollectorRegistry()
+        registry.register(RelayCollector(door.relay))
+        text = generate_latest(registry).decode()
+    assert metrics(text)["lambent_environment_start_seconds_count"] == 2
+    assert metrics(text)["lambent_environment_start_seconds_sum"] == pytest.approx(3.02)
+    for bound, count in (("0.01", 0), ("0.025", 1), ("2.5", 1), ("5.0", 2), ("+Inf", 2)):
+        assert f'lambent_environment_start_seconds_bucket{{le="{bound}"}} {count}.0' in text
+
+
 @pytest.fixture
 def port(cluster: Cluster) -> int:
     return int(cluster.http.rpartition(":")[2])
@@ -178,6 +196,7 @@ def test_a_running_cluster_counts_nodes_invocations_and_functions(cluster: Clust
     assert after["lambent_nodes_attached"] == 2
     assert after["lambent_invocations_total"] == before["lambent_invocations_total"] + 2
     assert after["lambent_cold_starts_total"] == before["lambent_cold_starts_total"] + 1
+    assert after["lambent_environment_start_seconds_count"] > before["lambent_environment_start_seconds_count"]
     labels = f'{{account="default",function_name="{name}"}}'
     assert f"lambent_function_invocations_total{labels} 2.0" in text
     assert f"lambent_function_errors_total{labels} 1.0" in text

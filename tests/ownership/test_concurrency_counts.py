@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 
 import pytest
+from tests.etcd_fixtures import next_events
 from tests.etcd_server import EtcdServer
 
 from lambent.errors import StaleEpochError
@@ -96,9 +97,9 @@ async def test_what_an_earlier_owner_left_goes(client: EtcdClient) -> None:
         batches = client.watch(keys.CONCURRENCY)
         assert isinstance(await anext(batches), Snapshot)
         following = group.create_task(follow_counts(client, source, _epoch, period_s=_PERIOD_S))
-        seen = await _events(batches, 2)
+        seen = await next_events(batches, 2)
         source.figures.clear()
-        seen += await _events(batches, 1)
+        seen += await next_events(batches, 1)
         following.cancel()
     assert [(type(event), keys.last_part(_key(event))) for event in seen] == [
         (Put, "3"),
@@ -132,7 +133,7 @@ async def test_who_is_no_longer_the_owner_writes_nothing(client: EtcdClient) -> 
         batches = client.watch(keys.concurrency(3))
         assert isinstance(await anext(batches), Snapshot)
         following = group.create_task(follow_counts(client, source, _epoch, period_s=_PERIOD_S))
-        await _events(batches, 1)
+        await next_events(batches, 1)
         await client.put(keys.partition_owner(3), b"another")
         await client.put(keys.concurrency(3), b'{"functions": [], "ownerEpoch": "99"}')
         source.figures[0] = _counts("f", in_flight=2)
@@ -178,12 +179,3 @@ def _newest(batch: Snapshot | Changes) -> bytes:
 
 def _key(event: Put | Delete) -> str:
     return event.item.key if isinstance(event, Put) else event.key
-
-
-async def _events(batches: AsyncIterator[Snapshot | Changes], count: int) -> list[Put | Delete]:
-    seen: list[Put | Delete] = []
-    while len(seen) < count:
-        batch = await anext(batches)
-        assert isinstance(batch, Changes)
-        seen.extend(batch.events)
-    return seen

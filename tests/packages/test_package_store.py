@@ -5,21 +5,26 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Any
 
+import nats.errors
 import pytest
 from tests.nats_server import NatsServer, nats_cluster, nats_server
 
 from lambent.errors import InvalidParameterError, ResourceNotFoundError, UnavailableError
+from lambent_common import packages
 from lambent_common.credentials import Credentials
 from lambent_common.log_streams import ensure_log_streams, stream_name
 from lambent_common.nats import connect_nats
 from lambent_common.packages import PackageStore
+from lambent_common.stream_reader import StreamReader
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from nats.aio.msg import Msg
     from nats.js import JetStreamContext
 
 
@@ -38,6 +43,11 @@ async def js(server: NatsServer) -> AsyncIterator[JetStreamContext]:
 def package(path: Path, content: bytes) -> tuple[Path, str]:
     path.write_bytes(content)
     return path, hashlib.sha256(content).hexdigest()
+
+
+async def chunk_subjects(js: JetStreamContext) -> list[str]:
+    state = (await js.stream_info("OBJ_lambent-code", subjects_filter="$O.lambent-code.C.>")).state
+    return list(state.subjects or {})
 
 
 def names_in(directory: Path) -> list[str]:
@@ -115,6 +125,92 @@ async def test_deleted_package_leaves_nothing_and_can_be_put_again(js: JetStream
     assert await store.exists(sha256)
 
 
+async def test_a_package_that_an_operator_removed_can_be_put_again(js: JetStreamContext, tmp_path: Path) -> None:
+    """`nats object rm` leaves a tombstone, as a scheduler does that dies while it deletes."""
+    store = await PackageStore.open(js)
+    path, sha256 = package(tmp_path / "in", b"code")
+    await store.put(path)
+    await (await js.object_store("lambent-code")).delete(sha256)
+    assert not await store.exists(sha256)
+    await store.put(path)
+    await store.fetch(sha256, tmp_path / "out", 5)
+
+
+class _Gated(PackageStore):
+    """Writes no description before it may."""
+
+    def __init__(self, js: JetStreamContext) -> None:
+        super().__init__(js)
+        self.reached, self.released = asyncio.Event(), asyncio.Event()
+
+    async def _describe(self, *args: Any, **options: Any) -> int | None:
+        self.reached.set()
+        await self.released.wait()
+        return await super()._describe(*args, **options)
+
+
+async def test_chunks_of_an_upload_that_was_cut_off_are_deleted(js: JetStreamContext, tmp_path: Path) -> None:
+    """Nobody else would: they have no description. What is stored, or on its way, stays."""
+    uploader = await _Gated.open(js)
+    under_way, sha256 = package(tmp_path / "in", os.urandom(500_000))
+    async with asyncio.timeout(30):
+        store = await PackageStore.open(js)
+        stored = [await store.put(package(tmp_path / str(n), os.urandom(300_000))[0]) for n in range(20)]
+        objects = await js.object_store("lambent-code")
+        await objects.put("an operator's own", b"object")
+        for upload in ("dead", "slow"):
+            await js.publish(f"$O.lambent-code.C.{upload}", b"chunk")
+        before = time.time()
+        await js.publish("$O.lambent-code.C.slow", b"chunk")
+        putting = asyncio.create_task(uploader.put(under_way))
+        await uploader.reached.wait()
+        subjects = set(await chunk_subjects(js))
+        assert await store.delete_abandoned(before) == 1
+        assert subjects - set(await chunk_subjects(js)) == {"$O.lambent-code.C.dead"}
+        uploader.released.set()
+        await putting
+        assert await store.delete_abandoned(time.time() + 1) == 1, "the slow one; all others have a description"
+    for name in (sha256, *(info.sha256 for info in stored)):
+        await store.fetch(name, tmp_path / "out", 5)
+    assert (await objects.get("an operator's own")).data == b"object"
+
+
+class _Behind(StreamReader):
+    """Reads as from a member that has not been told of the newest message."""
+
+    async def read(self) -> list[Msg]:
+        messages = await super().read()
+        return messages if self.pending else messages[:-1]
+
+
+async def test_a_member_that_lags_behind_deletes_no_package(
+    js: JetStreamContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was made anew, and copies the stream, knows chunks of packages whose description it does not know."""
+    store = await PackageStore.open(js)
+    path, sha256 = package(tmp_path / "in", b"code")
+    await store.put(path)
+    monkeypatch.setattr(packages, "StreamReader", _Behind)
+    with pytest.raises(UnavailableError, match=r"knows the packages up to 0, of 2"):
+        await store.list()
+    await js.publish("$O.lambent-code.C.dead", b"chunk")
+    with pytest.raises(UnavailableError, match=r"knows the packages up to 0, of 2"):
+        await store.delete_abandoned(time.time() + 1)
+    monkeypatch.undo()
+    await store.fetch(sha256, tmp_path / "out", 5)
+    assert await store.delete_abandoned(time.time() + 1) == 1
+
+
+async def test_a_store_that_is_away_is_noticed_before_anything_is_sent(server: NatsServer) -> None:
+    """A deployment is refused within seconds, and the text says what is missing."""
+    async with server.connect() as client:
+        store = await PackageStore.open(client.jetstream())
+        await store.check_available()
+        await server.kill()
+        with pytest.raises(UnavailableError, match=r"the package store is away: NATS does not answer within 0\.2 s"):
+            await store.check_available(timeout_s=0.2)
+
+
 async def test_packages_survive_a_crash_of_the_server(server: NatsServer, tmp_path: Path) -> None:
     """An acknowledged upload is on disk; the client finds the way back by itself."""
     path, sha256 = package(tmp_path / "in", os.urandom(200_000))
@@ -171,6 +267,16 @@ async def test_wrong_password_is_refused_with_a_reason(server: NatsServer) -> No
     for credentials in (Credentials(), Credentials(nats_user="lambent", nats_password="guess")):
         with pytest.raises(UnavailableError, match=r"cannot be reached.*[Aa]uthorization"):
             await connect_nats([server.url], credentials, "test", timeout_s=1.5)
+
+
+async def test_a_connection_can_be_closed_while_the_server_is_away(server: NatsServer) -> None:
+    """A daemon that is stopped during an outage ends cleanly, whatever waits to be sent."""
+    client = await connect_nats([server.url], server.credentials, "test")
+    await server.kill()
+    with pytest.raises(nats.errors.TimeoutError):
+        await client.request("subject", timeout=0.2)
+    assert not client.is_connected
+    await client.close()
 
 
 async def test_absent_server_is_named(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Deleting code packages that no function has referred to for a day."""
+"""Deleting code packages that no function has referred to for a day, and what uploads that died left."""
 
 from __future__ import annotations
 
@@ -85,4 +85,6 @@ class PackageSweep:
         for package in sweep.delete:
             if await self._packages.delete_unchanged(package):
                 log.info("package_deleted", sha256=package.sha256, size_bytes=package.size_bytes)
+        if uploads := await self._packages.delete_abandoned(now - KEEP_S):
+            log.info("abandoned_uploads_deleted", uploads=uploads)
         return sweep

@@ -50,8 +50,10 @@ class Uploads:
             InvalidCodeError, InvalidParameterError, CodeTooLargeError: See `archive.check`.
             DeadlineExceededError: The caller stopped sending.
             ThrottledError: Eight uploads are under way, and none ended in time.
-            UnavailableError: JetStream does not answer.
+            UnavailableError: JetStream does not answer; nothing was taken in when it was away from the first.
         """
+        # First, so that nobody waits, or sends 50 MB, to be refused then.
+        await self._packages.check_available()
         await self._enter()
         try:
             return await self._receive(chunks)

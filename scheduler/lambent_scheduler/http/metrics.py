@@ -1,4 +1,7 @@
-"""Prometheus metrics, read from the dispatcher's own counters when somebody asks: the invocation path pays nothing."""
+"""Prometheus metrics, read from the relay's and the dispatcher's own counters when somebody asks.
+
+A warm call pays nothing for them.
+"""
 
 from __future__ import annotations
 
@@ -43,6 +46,7 @@ class RelayCollector(Collector):
         yield GaugeMetricFamily(
             "lambent_nodes_attached", "Nodes with a stream", sum(link.attached for link in self._relay.links.values())
         )
+        yield from self._relay.starts.collect()
         functions = CounterMetricFamily(
             "lambent_function_invocations",
             "Invocations that have ended, by function",

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import structlog
+from prometheus_client import Histogram
 
 from lambent.errors import (
     CancelledError,
@@ -62,6 +63,10 @@ _READER_TIMEOUT_S = 900.0
 quotas). The environment is held meanwhile."""
 
 
+_START_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+"""From a ready-made sandbox with code at hand, some milliseconds, to the longest that a node waits for a start."""
+
+
 @dataclass(slots=True)
 class FunctionTotals:
     """What the answers of one function add up to since this scheduler started."""
@@ -98,6 +103,12 @@ class Relay:
         self.dispatcher = dispatcher
         self.links: dict[str, NodeLink] = {}
         self.totals: dict[tuple[str, str], FunctionTotals] = {}
+        self.starts = Histogram(
+            "lambent_environment_start_seconds",
+            "Time from the order of an environment to the end of its init phase",
+            buckets=_START_BOUNDS_S,
+            registry=None,
+        )
         self._functions = functions
         self._epoch = epoch
         self._scheduler_id = scheduler_id
@@ -293,6 +304,8 @@ class Relay:
     def environment_ready(self, link: NodeLink, event: node_pb2.EnvironmentReady) -> None:
         """An environment can serve: the dispatcher binds whoever waits."""
         del link
+        if event.start_us:
+            self.starts.observe(event.start_us / 1e6)
         self.dispatcher.ready(event.environment_id, time.monotonic())
         self._act()
 

@@ -447,7 +447,7 @@ class Welcome(message.Message):
 
 @typing.final
 class EnvironmentReady(message.Message):
-    """An environment has finished its init phase and can serve."""
+    """An environment has finished its init phase and can serve, or an adopted one has ended the call that it was busy with."""
 
     DESCRIPTOR: descriptor.Descriptor
 
@@ -456,7 +456,7 @@ class EnvironmentReady(message.Message):
     environment_id: builtins.str
     """The environment."""
     start_us: builtins.int
-    """Time from the order to ready, in microseconds."""
+    """Time from the order to the end of the init phase, in microseconds. 0 where a call ended."""
     def __init__(
         self,
         *,
