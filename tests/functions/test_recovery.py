@@ -13,6 +13,8 @@ from tests.functions.cluster import Cluster, scheduler
 from lambent.errors import FunctionNotFoundError, ResourceConflictError, UnavailableError
 from lambent.v1 import function_pb2 as pb
 from lambent_common import keys, records
+from lambent_common.etcd import Changes as EtcdChanges
+from lambent_common.etcd import Snapshot
 from lambent_scheduler.functions.configuration import Changes
 from lambent_scheduler.functions.model import Change, Code, create
 from lambent_scheduler.functions.repository import FunctionRepository
@@ -47,6 +49,24 @@ async def test_function_left_pending_by_a_dead_scheduler_becomes_active(lambent:
     )
     assert (await lambent.settled(account)).state == pb.FUNCTION_STATE_ACTIVE
     assert lambent.table.find(account, "f", "1").primary.version == "1"
+
+
+async def test_who_is_told_that_a_function_is_active_can_invoke_it(
+    lambent: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A read of etcd may be ahead of the watch, by which invocations are resolved: the answer waits for it."""
+    account = lambent.account()
+    apply = lambent.table.apply
+
+    def later(batch: Snapshot | EtcdChanges) -> None:
+        asyncio.get_running_loop().call_later(0.3, apply, batch)
+
+    monkeypatch.setattr(lambent.table, "apply", later)
+    await lambent.create(account)
+    async with asyncio.timeout(10):
+        while (await lambent.get(account)).state == pb.FUNCTION_STATE_PENDING:
+            pass  # Each look is a read of etcd, which is ahead of the watch.
+    assert lambent.table.find(account, "f", "").primary.version == "$LATEST"
 
 
 async def test_function_whose_package_is_gone_fails_and_can_be_mended(lambent: Cluster) -> None:

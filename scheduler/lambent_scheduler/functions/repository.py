@@ -36,10 +36,12 @@ class Loaded:
     Attributes:
         records: The function; None when it does not exist.
         account_reserved: Sum of the account's reservations; 0 unless it was asked for.
+        revision: etcd's revision of the newest write among what was read; 0 for nothing.
     """
 
     records: FunctionRecords | None
     account_reserved: int = 0
+    revision: int = 0
 
     def require(self, arn: str) -> FunctionRecords:
         """Give the function.
@@ -108,7 +110,7 @@ class FunctionRepository:
         for _ in range(_ATTEMPTS):
             found = await self._load(function, whole=whole, with_account=with_account)
             if pending is not None and pending.is_done(found, function, whole=whole):
-                return pending.result, found.newest_revision()
+                return pending.result, found.loaded.revision
             write, result = decide(found.loaded)
             if not write:
                 return result, 0
@@ -149,7 +151,8 @@ class FunctionRepository:
                 items.append(total)
                 record = records.decode(total.value, record_pb2.AccountReservationRecord, key=total.key)
                 account_reserved = record.reserved_concurrent_executions
-        return _Found(Loaded(function_records, account_reserved), {item.key: item for item in items}, revision)
+        newest = max((item.mod_revision for item in items), default=0)
+        return _Found(Loaded(function_records, account_reserved, newest), {item.key: item for item in items}, revision)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,9 +162,6 @@ class _Found:
     loaded: Loaded
     items: Mapping[str, KeyValue]
     revision: int
-
-    def newest_revision(self) -> int:
-        return max((item.mod_revision for item in self.items.values()), default=0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,7 +107,7 @@ class FunctionServicer(function_pb2_grpc.FunctionServiceServicer):
         """Give a function, version or alias."""
         function, qualifier = self._naming.read(request.account, request.function_name, request.qualifier)
         arn = self._naming.arn(function, qualifier)
-        records = (await self._repository.load(function)).require(arn)
+        records = (await self._loaded(function)).require(arn)
         version = qualifier or LATEST
         if version in records.aliases:
             version = records.aliases[version].alias.function_version
@@ -215,7 +215,7 @@ class FunctionServicer(function_pb2_grpc.FunctionServiceServicer):
         function = self._naming.read_unqualified(request.account, request.function_name)
         size = paging.page_size(request.page_size)
         after = _number_of(paging.read_token(request.page_token))
-        records = (await self._repository.load(function)).require(self._naming.arn(function))
+        records = (await self._loaded(function)).require(self._naming.arn(function))
         versions = [(0, records.latest.function)]
         versions += [(number, record.function) for number, record in sorted(records.versions.items())]
         found = [item for item in versions if item[0] > after]
@@ -353,12 +353,24 @@ class FunctionServicer(function_pb2_grpc.FunctionServiceServicer):
     ) -> _Result:
         """Write what is decided, and wait until this scheduler's own view shows it."""
         result, revision = await self._repository.change(function, decide, whole=whole, with_account=with_account)
+        # When it does not show, it is written all the same: an error would make the caller do it again.
+        await self._until_seen(function, revision)
+        return result
+
+    async def _loaded(self, function: FunctionId) -> Loaded:
+        """Read a function, and wait until this scheduler's own view shows what was read.
+
+        Whoever is told that a function is ACTIVE, or updated, invokes it next, and that is decided by the view.
+        """
+        loaded = await self._repository.load(function)
+        await self._until_seen(function, loaded.revision)
+        return loaded
+
+    async def _until_seen(self, function: FunctionId, revision: int) -> None:
         try:
             await self._table.wait_for_revision(revision)
         except UnavailableError:
-            # It is written: an error would make the caller do it again.
             log.warning("write_not_seen", account=function.account, function=function.name, revision=revision)
-        return result
 
     async def _delete_function(self, function: FunctionId) -> None:
         def decide(loaded: Loaded) -> tuple[Write, None]:
