@@ -6,7 +6,7 @@ import asyncio
 import re
 
 import pytest
-from tests.agent.harness import Scheduler, World
+from tests.agent.harness import RUNTIME, Scheduler, World
 
 from lambent.framing import INITIAL_CREDIT_BYTES
 from lambent.v1 import frame_pb2
@@ -36,7 +36,7 @@ async def test_an_invocation_is_answered_with_its_figures_and_log(agent: World, 
     lines = await agent.logged(function, f"REPORT RequestId: {warm.end.report.request_id}")
     request_id = report.request_id
     assert [line.partition("\t")[0] for line in lines[:5]] == [
-        "INIT_START Runtime Version: python:3.11.v1",
+        f"INIT_START Runtime Version: {RUNTIME.replace('python', 'python:')}.v1",
         f"START RequestId: {request_id} Version: $LATEST",
         "hello",
         f"END RequestId: {request_id}",

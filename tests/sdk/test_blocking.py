@@ -228,12 +228,12 @@ try:
     for piece in client.stream("forever"):
         pass
 except KeyboardInterrupt:
-    print("interrupted")
+    print("interrupted", flush=True)
 events = client.logs("forever", follow=True)
 try:
     next(events)
 except KeyboardInterrupt:
-    print("again")
+    print("again", flush=True)
 """
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
