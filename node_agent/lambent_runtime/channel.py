@@ -11,7 +11,7 @@ kind, `FROM_RUNTIME`, before it buffers a body.
 from __future__ import annotations
 
 import enum
-import json
+import select
 import struct
 from typing import TYPE_CHECKING
 
@@ -89,13 +89,15 @@ class ProtocolError(Exception):
 class InvokeHeader:
     """What the runtime is told about one invocation beside its event.
 
+    It travels as text, the fields one after another with a NUL between them; the last may hold some of its own.
+
     Attributes:
         request_id: The invocation's id, a UUID.
         deadline_ms: When the invocation times out, in milliseconds since the epoch.
         invoked_function_arn: The ARN as the caller gave it, with its qualifier if there was one.
         trace_id: Value of `_X_AMZN_TRACE_ID`; empty for none.
-        client_context: JSON text of the caller's client context, or None.
         streaming: The caller wants the answer in chunks as they are made.
+        client_context: JSON text of the caller's client context, or None.
     """
 
     __slots__ = ("client_context", "deadline_ms", "invoked_function_arn", "request_id", "streaming", "trace_id")
@@ -129,7 +131,16 @@ def encode_invoke(header: InvokeHeader, event: bytes, *more: bytes) -> list[byte
     Raises:
         ValueError: The header or the event is over its bound.
     """
-    text = json.dumps({name: getattr(header, name) for name in InvokeHeader.__slots__}).encode()
+    text = "\0".join(
+        (
+            header.request_id,
+            str(header.deadline_ms),
+            header.invoked_function_arn,
+            header.trace_id,
+            "1" if header.streaming else "",
+            header.client_context or "",
+        )
+    ).encode()
     if len(text) > MAX_INVOKE_HEADER_BYTES:
         raise ValueError(f"the invocation's header has {len(text)} bytes, more than {MAX_INVOKE_HEADER_BYTES}")
     size = len(event) + sum(map(len, more))
@@ -144,7 +155,7 @@ def decode_invoke(body: bytes | bytearray) -> tuple[InvokeHeader, memoryview]:
     """Take an INVOKE body apart into header and event, without a copy of the event.
 
     Raises:
-        ProtocolError: The body is shorter than it says, or the header is not the JSON object that it must be.
+        ProtocolError: The body is shorter than it says, or the header is not what it must be.
     """
     if len(body) < _HEADER_LENGTH.size:
         raise ProtocolError("INVOKE without a header", Kind.INVOKE, len(body))
@@ -153,8 +164,17 @@ def decode_invoke(body: bytes | bytearray) -> tuple[InvokeHeader, memoryview]:
     if len(body) < start:
         raise ProtocolError("INVOKE is shorter than its header says", Kind.INVOKE, len(body))
     try:
-        header = InvokeHeader(**json.loads(body[_HEADER_LENGTH.size : start]))
-    except (ValueError, TypeError) as error:
+        text = body[_HEADER_LENGTH.size : start].decode()
+        request_id, deadline_ms, arn, trace_id, streaming, client_context = text.split("\0", 5)
+        header = InvokeHeader(
+            request_id,
+            int(deadline_ms),
+            arn,
+            trace_id,
+            client_context=client_context or None,
+            streaming=bool(streaming),
+        )
+    except ValueError as error:
         raise ProtocolError(f"INVOKE header: {error}", Kind.INVOKE, len(body)) from error
     return header, memoryview(body)[start:]
 
@@ -166,10 +186,12 @@ class BlockingChannel:
         connection: A connected stream socket; owned from now on.
     """
 
-    __slots__ = ("_connection",)
+    __slots__ = ("_connection", "_readable")
 
     def __init__(self, connection: socket.SocketType) -> None:
         self._connection = connection
+        self._readable = select.poll()
+        self._readable.register(connection, select.POLLIN)
 
     def send(self, kind: Kind, body: bytes = b"") -> None:
         """Send one frame; waits while the agent does not read.
@@ -190,6 +212,8 @@ class BlockingChannel:
             OSError: The channel is gone.
             ProtocolError: The agent sent something else.
         """
+        # Not recv alone: on a Unix socket it wakes a second time, for nothing, when the agent reads the last answer.
+        self._readable.poll()
         first = self._connection.recv(MAX_CHUNK_BYTES)
         if not first:
             return None

@@ -12,7 +12,6 @@ that call, so that a large or slow call delays only itself.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections import deque
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -47,14 +46,13 @@ _BATCH_FRAMES = 256
 """Most frames in a batch; at this size the cost of the message itself no longer shows."""
 
 _GATHER_FROM_CALLS = 5
-"""Calls in flight from which more frames are likely to come at once. With fewer each frame leaves as soon as it can: on
-a machine whose cores are taken, giving way costs milliseconds."""
+"""Calls in flight from which more frames are likely to come at once. With fewer each frame leaves as soon as it can."""
 
 _GATHER_TURNS = 16
 """Most turns of the event loop in which a stream waits for more frames: some 200 microseconds, about a message."""
 
 _IDLE_TURNS = 4
-"""Turns that brought nothing, after which nothing more is waited for. One gives 15 % fewer calls with 64 in flight."""
+"""Turns that brought nothing, after which nothing more is waited for."""
 
 _FRAME_OVERHEAD_BYTES = 64
 """What a frame costs besides its payload, for the batch's bound."""
@@ -224,14 +222,11 @@ class FrameWriter(Generic[FrameT]):
     async def _gather(self) -> None:
         """Let more frames join those that wait, for as long as more come.
 
-        No timer: each turn lets the processes and callbacks that are ready run, and the fourth turn that brings nothing
-        ends it. On two cores a message costs as much as ten frames in it, and without this a busy stream sends one or
-        two frames a message, since the kernel runs whoever has just been woken.
+        No timer: each turn of the event loop runs what is ready, and the fourth that brings nothing ends it.
         """
         idle_turns = 0
         for _ in range(_GATHER_TURNS):
             waiting = len(self._frames)
-            os.sched_yield()
             await asyncio.sleep(0)
             if len(self._frames) == waiting:
                 idle_turns += 1

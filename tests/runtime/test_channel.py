@@ -20,10 +20,10 @@ from lambent_runtime.channel import (
     encode_invoke,
 )
 
+_NAMES = st.text(st.characters(exclude_characters="\0", codec="utf-8"), max_size=20)
 
-@given(
-    st.text(max_size=20), st.integers(0, 2**50), st.text(max_size=20), st.none() | st.text(), st.booleans(), st.binary()
-)
+
+@given(_NAMES, st.integers(0, 2**50), _NAMES, st.none() | st.text(min_size=1), st.booleans(), st.binary())
 def test_an_invocation_arrives_as_it_was_sent(
     request_id: str, deadline_ms: int, trace_id: str, context: str | None, streaming: bool, event: bytes
 ) -> None:

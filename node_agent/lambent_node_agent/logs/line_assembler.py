@@ -45,8 +45,10 @@ class LineAssembler:
 
     def flush(self) -> list[bytes]:
         """Give the incomplete line, if there is one, as a line."""
+        if not self._partial:
+            return []
         partial, self._partial = self._partial, bytearray()
-        return [bytes(partial)] if partial else []
+        return [bytes(partial)]
 
     def _take_full(self) -> list[bytes]:
         """Cut from the incomplete line what is over its bound."""
