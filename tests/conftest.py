@@ -6,6 +6,7 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from lambent_supervisor.ports import free_port
 from tests.cluster import Cluster, running_cluster
@@ -13,6 +14,10 @@ from tests.cluster import Cluster, running_cluster
 # A shell that runs the tests in the background has them start with SIGINT ignored, which every process started here
 # would inherit; tests that press Ctrl-C need it as at a terminal.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# An example takes the time that it takes on a busy machine; speed is measured in benchmarks/.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

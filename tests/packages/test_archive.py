@@ -218,7 +218,7 @@ def test_zip_over_the_limit_is_refused_unread(tmp_path: Path) -> None:
 NAMES = st.lists(st.sampled_from(["a", "b", "c.py", "d e", "é", "x" * 40]), min_size=1, max_size=4).map("/".join)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(files=st.dictionaries(NAMES, st.binary(max_size=200), min_size=1, max_size=8))
 def test_what_is_accepted_is_extracted_unchanged(
     tmp_path_factory: pytest.TempPathFactory, files: dict[str, bytes]
@@ -238,7 +238,7 @@ def test_what_is_accepted_is_extracted_unchanged(
     assert found == files
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     edits=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=6),
     cut=st.one_of(st.none(), st.integers(0, 10_000)),

@@ -26,7 +26,7 @@ trees = st.dictionaries(names, st.tuples(st.binary(max_size=60), st.booleans()),
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(trees, st.randoms(use_true_random=False), st.integers(0, 2_000_000_000))
 def test_same_names_and_bytes_give_the_same_zip(tree: dict[str, tuple[bytes, bool]], random: object, when: int) -> None:
     """The digest tells whether code changed; order, times and place on disk must not."""
