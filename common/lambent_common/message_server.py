@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import TYPE_CHECKING, Generic
 
 import structlog
@@ -17,9 +18,6 @@ log = structlog.get_logger(__name__)
 _MAX_STRANGER_BYTES = 4 * 1024
 """Largest message of a peer that has not said who it is: its name and the token."""
 
-_MAX_STRANGERS = 32
-"""Peers at once that have not said who they are; one that is quick about it needs a millisecond."""
-
 _MAX_CONNECTIONS = 1_024
 """Connections that one server holds; a further one is closed at once."""
 
@@ -33,15 +31,22 @@ class MessageServer(Generic[SentT, ReceivedT]):
     Args:
         parse: Makes a message of its bytes.
         serve: Serves one connection until it returns; the connection is closed then.
+        max_strangers: Peers at once that nobody knows yet; one that is quick about it is known in a millisecond.
+        patient: As for `MessageStream`.
     """
 
     def __init__(
         self,
         parse: Callable[[bytes], ReceivedT],
         serve: Callable[[MessageStream[SentT, ReceivedT]], Awaitable[None]],
+        *,
+        max_strangers: int = 32,
+        patient: bool = False,
     ) -> None:
         self._parse = parse
         self._serve = serve
+        self._max_strangers = max_strangers
+        self._patient = patient
         self._server: asyncio.Server | None = None
         self._connections: dict[asyncio.Task[None], MessageStream[SentT, ReceivedT]] = {}
 
@@ -55,19 +60,27 @@ class MessageServer(Generic[SentT, ReceivedT]):
             OSError: The address cannot be listened on.
         """
         host, _, port = listen.rpartition(":")
-        self._server = await asyncio.get_running_loop().create_server(
-            lambda: MessageStream(self._parse, self._connected), host.strip("[]") or None, int(port)
-        )
+        loop = asyncio.get_running_loop()
+        if host.strip("[]") == "::":
+            # All addresses, IPv4's too, as gRPC understands it.
+            listening = socket.create_server(("::", int(port)), family=socket.AF_INET6, dualstack_ipv6=True)
+            self._server = await loop.create_server(self._stream, sock=listening)
+        else:
+            self._server = await loop.create_server(self._stream, host.strip("[]") or None, int(port))
         return int(self._server.sockets[0].getsockname()[1])
 
-    async def stop(self) -> None:
-        """Accept nothing more and end every connection; what was written to it still leaves."""
+    async def stop(self, grace_s: float = 0.0) -> None:
+        """Accept nothing more, give connections `grace_s` seconds to end, end the rest; what was written leaves."""
         if self._server is not None:
             self._server.close()
-        connections = tuple(self._connections)
+        if connections := tuple(self._connections):
+            await asyncio.wait(connections, timeout=grace_s)
         for connection in connections:
             connection.cancel()
         await asyncio.gather(*connections, return_exceptions=True)
+
+    def _stream(self) -> MessageStream[SentT, ReceivedT]:
+        return MessageStream(self._parse, self._connected, patient=self._patient)
 
     def _connected(self, stream: MessageStream[SentT, ReceivedT]) -> None:
         if len(self._connections) >= _MAX_CONNECTIONS:
@@ -75,7 +88,7 @@ class MessageServer(Generic[SentT, ReceivedT]):
             stream.abort()
             return
         strangers = [known for known in self._connections.values() if known.max_message_bytes == _MAX_STRANGER_BYTES]
-        if len(strangers) >= _MAX_STRANGERS:
+        if len(strangers) >= self._max_strangers:
             strangers[0].abort()
         stream.max_message_bytes = _MAX_STRANGER_BYTES
         task = asyncio.create_task(self._run(stream))

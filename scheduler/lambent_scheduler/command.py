@@ -46,9 +46,9 @@ _ADDRESS = _Address()
 @click.option(
     "--session-listen",
     type=_ADDRESS,
-    default="127.0.0.1:9402",
-    show_default=True,
-    help="Address for sessions of the SDK, which go by gRPC where they cannot reach it.",
+    default="127.0.0.1:0",
+    show_default="127.0.0.1, any free port",
+    help="Address for sessions of the SDK; callers that cannot reach it go by gRPC, which costs more.",
 )
 @click.option("--http-listen", type=_ADDRESS, default="127.0.0.1:9401", show_default=True, help="HTTP address.")
 @click.option("--insecure", is_flag=True, help="Serve without a token: whoever reaches the port may run code here.")

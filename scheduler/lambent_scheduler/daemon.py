@@ -53,7 +53,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from lambent_scheduler.config import SchedulerConfig
-    from lambent_scheduler.invocation.session_port import SessionPort
 
 log = structlog.get_logger()
 
@@ -72,6 +71,9 @@ _TABLE_TIMEOUT_S = 300.0
 
 _MAINTENANCE_RETRY_S = 1.0
 """Before maintenance that has failed begins anew."""
+
+_GRACE_S = 0.5
+"""For callers to take what has been answered."""
 
 _T = TypeVar("_T")
 
@@ -125,13 +127,13 @@ class _Scheduler:
         relay: Relay,
         ownership: Ownership,
         server: GrpcServer,
-        session_port: SessionPort,
+        invocations: InvocationServicer,
     ) -> None:
         self._config = config
         self._relay = relay
         self._ownership = ownership
         self._server = server
-        self._session_port = session_port
+        self._invocations = invocations
         self._background: list[asyncio.Task[None]] = []
 
     @classmethod
@@ -165,7 +167,7 @@ class _Scheduler:
         )
         server = GrpcServer(token=config.credentials.token, services=_SERVICES)
         invocations = InvocationServicer(relay)
-        scheduler = cls(config, relay, ownership, server, invocations.session_port)
+        scheduler = cls(config, relay, ownership, server, invocations)
         js = nats.jetstream()
         await ensure_log_streams(js)
         packages = await PackageStore.open(js)
@@ -220,12 +222,12 @@ class _Scheduler:
         """Serve until `stopping` is set."""
         config = self._config
         registry = CollectorRegistry()
-        registry.register(RelayCollector(self._relay))
+        registry.register(RelayCollector(self._relay, self._invocations.sessions))
         host, _, port = config.http_listen.rpartition(":")
         hosts = ("localhost", "127.0.0.1", host, host.strip("[]"), *config.allowed_hosts)
         app = make_app(registry, self._unready_reason, hosts=hosts)
         async with serve_http(app, host.strip("[]"), int(port)) as http_port:
-            session_port = await self._session_port.start(config.session_listen)
+            session_port = await self._invocations.session_port.start(config.session_listen)
             grpc_port = await self._server.start(config.listen)
             grpc = f"{config.listen.rpartition(':')[0]}:{grpc_port}"
             await self._ownership.announce(grpc)
@@ -239,8 +241,8 @@ class _Scheduler:
             await self._wait(stopping)
             await self._server.announce_stop()
             await self._relay.stop(config.drain_s)
-            await self._session_port.stop()
-            await self._server.stop(grace_s=0.5)
+            # Ends of answers that wait for their callers may still leave.
+            await asyncio.gather(self._invocations.session_port.stop(_GRACE_S), self._server.stop(_GRACE_S))
         if self._ownership.lost.is_set():
             raise UnavailableError(f"scheduler {config.scheduler_id} lost its lease in etcd and stopped")
 

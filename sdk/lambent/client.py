@@ -97,10 +97,12 @@ class AsyncClient:
         self._closed = True
         session, self._session = self._session, None
         connection, self._connection = self._connection, None
-        if session is not None:
-            await session.close()
-        if connection is not None:
-            await connection.close()
+        try:
+            if session is not None:
+                await session.close()
+        finally:
+            if connection is not None:
+                await connection.close()
 
     async def invoke(
         self,

@@ -74,10 +74,16 @@ def client_closed() -> UnavailableError:
 
 
 class Connection:
-    """A channel with the cluster's token. Make it on the event loop that uses it."""
+    """A channel with the cluster's token. Make it on the event loop that uses it.
+
+    Attributes:
+        endpoint: Where it leads.
+        tries_session_ports: False once a session port could not be reached: trying may take a second each time.
+    """
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
+        self.tries_session_ports = True
         self.channel = grpc.aio.insecure_channel(endpoint.grpc, options=_CHANNEL_OPTIONS)
         self.metadata: Metadata = (("authorization", f"Bearer {endpoint.token}"),) if endpoint.token else ()
         self._closed = False

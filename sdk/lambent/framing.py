@@ -34,7 +34,7 @@ MAX_RESPONSE_BYTES = MAX_PAYLOAD_BYTES + 100
 """Largest buffered response; AWS's check allows 100 bytes more than the quota says."""
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
-"""Bound of one gRPC message on every channel of ours: room for a unary 6 MiB payload and for a full batch."""
+"""Bound of one message, by gRPC or over TCP: room for a unary 6 MiB payload and for a full batch."""
 
 _BATCH_BYTES = 256 * 1024
 """A batch is closed once it holds this much, so that small frames behind it do not wait for a long write."""
@@ -49,7 +49,7 @@ _GATHER_FROM_CALLS = 5
 """Calls in flight from which more frames are likely to come at once. With fewer each frame leaves as soon as it can."""
 
 _GATHER_TURNS = 16
-"""Most turns of the event loop in which a stream waits for more frames: some 200 microseconds, about a message."""
+"""Most turns of the event loop in which a stream waits for more frames."""
 
 _IDLE_TURNS = 4
 """Turns that brought nothing, after which nothing more is waited for."""

@@ -6,7 +6,11 @@ A message is its length in four bytes, big-endian, and its bytes. docs/adr/0005 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ipaddress
 import socket
+import struct
+import sys
 from collections import deque
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, cast
 
@@ -25,9 +29,22 @@ _COPIED_BYTES = 1 << 16
 _WAITING_MESSAGES = 16
 """Messages that may wait to be read; then TCP tells the peer to stop sending."""
 
-_KEEPALIVE = {"TCP_KEEPIDLE": 4, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 10_000}
-"""A peer whose machine died sends nothing: three probes after 4 s of silence, 2 s apart, find out within 10 s; so do
-10 s (in milliseconds) without an acknowledgement of what was sent. A client's system may lack some of them."""
+_KEEPALIVE = {"TCP_KEEPIDLE": 4, "TCP_KEEPALIVE": 4, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3}
+"""A peer whose machine died sends nothing: three probes after 4 s of silence, 2 s apart, find out within 10 s. Systems
+have one of the first two names."""
+
+_UNACKNOWLEDGED_MS = 10_000
+"""How long what was sent may stay unacknowledged, be it only because the peer does not read: then that daemon hangs."""
+
+_SILENT_S = 20.0
+"""The same for a patient stream, whose peer may do as it likes for as long as its machine acknowledges."""
+
+_LOOK_S = 5.0
+"""How often a patient stream looks."""
+
+_TCP_INFO_BYTES = 60
+_UNACKNOWLEDGED, _SINCE_ACKNOWLEDGEMENT_MS = 24, 56
+"""Where linux/tcp.h has these in its tcp_info: segments, and milliseconds."""
 
 
 class _Message(Protocol):
@@ -48,6 +65,7 @@ class MessageStream(asyncio.Protocol, Generic[SentT, ReceivedT]):
     Args:
         parse: Makes a message of its bytes.
         connected: Called once the connection stands.
+        patient: True for a peer whose own code may keep it from reading for a while: a user's program, not a daemon.
 
     Attributes:
         max_message_bytes: What the peer may send at most in one message.
@@ -57,8 +75,12 @@ class MessageStream(asyncio.Protocol, Generic[SentT, ReceivedT]):
         self,
         parse: Callable[[bytes], ReceivedT],
         connected: Callable[[MessageStream[SentT, ReceivedT]], None] | None = None,
+        *,
+        patient: bool = False,
     ) -> None:
         self.max_message_bytes = MAX_MESSAGE_BYTES
+        self._patient = patient
+        self._look: asyncio.TimerHandle | None = None
         self._parse = parse
         self._connected = connected
         self._transport: asyncio.Transport | None = None
@@ -113,7 +135,18 @@ class MessageStream(asyncio.Protocol, Generic[SentT, ReceivedT]):
     async def finish(self) -> None:
         """Write nothing more; what was written still leaves, and the peer learns that it was all."""
         if not self._ended:
-            self._open_transport().write_eof()
+            with contextlib.suppress(OSError):  # The connection is lost, and says so in a moment.
+                self._open_transport().write_eof()
+
+    @property
+    def own_address(self) -> str:
+        """This end of the connection, such as "127.0.0.1 50122"."""
+        return _address(self._open_transport().get_extra_info("sockname"))
+
+    @property
+    def peer_address(self) -> str:
+        """The other end as it is seen from here."""
+        return _address(self._open_transport().get_extra_info("peername"))
 
     def close(self) -> None:
         """Send what was written, then close the connection."""
@@ -140,6 +173,11 @@ class MessageStream(asyncio.Protocol, Generic[SentT, ReceivedT]):
         for option, value in _KEEPALIVE.items():
             if hasattr(socket, option):
                 connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+        if sys.platform == "linux":
+            if self._patient:
+                self._look = asyncio.get_running_loop().call_later(_LOOK_S, self._look_at_silence, connection)
+            else:
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNACKNOWLEDGED_MS)
         if self._connected is not None:
             self._connected(self)
 
@@ -154,7 +192,7 @@ class MessageStream(asyncio.Protocol, Generic[SentT, ReceivedT]):
                 body = start + _LENGTH_BYTES
                 length = int.from_bytes(view[start:body], "big")
                 if length > self.max_message_bytes:
-                    self._refuse(f"a message of {length} bytes; the largest is {self.max_message_bytes}")
+                    self._fail(f"the peer sent a message of {length} bytes; the largest is {self.max_message_bytes}")
                     break
                 if len(view) - body < length:
                     break
@@ -162,7 +200,7 @@ class MessageStream(asyncio.Protocol, Generic[SentT, ReceivedT]):
                 try:
                     self._messages.append(self._parse(bytes(view[body:start])))
                 except DecodeError as error:
-                    self._refuse(f"{length} bytes that are no message: {error}")
+                    self._fail(f"the peer sent {length} bytes that are no message: {error}")
                     break
         del self._partial[:start]
         if self._reading and len(self._messages) >= _WAITING_MESSAGES and self._transport is not None:
@@ -173,6 +211,8 @@ class MessageStream(asyncio.Protocol, Generic[SentT, ReceivedT]):
     def connection_lost(self, error: Exception | None) -> None:
         """Tell whoever waits; what had arrived can still be read."""
         self._ended = True
+        if self._look is not None:
+            self._look.cancel()
         if error is not None and self._error is None:
             self._error = MessageStreamError(f"the connection is lost: {error}")
         self._wake_reader()
@@ -189,8 +229,18 @@ class MessageStream(asyncio.Protocol, Generic[SentT, ReceivedT]):
         if writable is not None and not writable.done():
             writable.set_result(None)
 
-    def _refuse(self, why: str) -> None:
-        self._error = MessageStreamError(f"the peer sent {why}")
+    def _look_at_silence(self, connection: socket.socket) -> None:
+        """Tell a machine that is dead from a program that does not read, whose kernel goes on acknowledging."""
+        info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+        (unacknowledged,) = struct.unpack_from("=I", info, _UNACKNOWLEDGED)
+        (silent_ms,) = struct.unpack_from("=I", info, _SINCE_ACKNOWLEDGEMENT_MS)
+        if unacknowledged and silent_ms > _SILENT_S * 1000:
+            self._fail(f"the peer's machine has acknowledged nothing for {silent_ms / 1000:.0f} s")
+        else:
+            self._look = asyncio.get_running_loop().call_later(_LOOK_S, self._look_at_silence, connection)
+
+    def _fail(self, why: str) -> None:
+        self._error = MessageStreamError(why)
         self.abort()
 
     def _wake_reader(self) -> None:
@@ -199,8 +249,13 @@ class MessageStream(asyncio.Protocol, Generic[SentT, ReceivedT]):
             readable.set_result(None)
 
 
+def _address(name: tuple[str, int]) -> str:
+    host = ipaddress.ip_address(name[0].partition("%")[0])
+    return f"{getattr(host, 'ipv4_mapped', None) or host} {name[1]}"
+
+
 async def connect(
-    address: str, parse: Callable[[bytes], ReceivedT], *, timeout_s: float
+    address: str, parse: Callable[[bytes], ReceivedT], *, timeout_s: float, patient: bool = False
 ) -> MessageStream[SentT, ReceivedT]:
     """Connect to a `MessageServer` at host:port.
 
@@ -212,10 +267,10 @@ async def connect(
     try:
         async with asyncio.timeout(timeout_s):
             _, stream = await loop.create_connection(
-                lambda: MessageStream[SentT, ReceivedT](parse), host.strip("[]"), int(port)
+                lambda: MessageStream[SentT, ReceivedT](parse, patient=patient), host.strip("[]"), int(port)
             )
     except TimeoutError as error:
         raise MessageStreamError(f"{address} does not answer within {timeout_s:g} s") from error
-    except OSError as error:
+    except (OSError, ValueError, OverflowError) as error:  # the latter two: it is no host, or no port
         raise MessageStreamError(f"cannot connect to {address}: {error}") from error
     return stream

@@ -115,14 +115,16 @@ class Session:
 
         What waits may be the CANCEL of a call that nobody reads any more: a stream that is cut off loses it.
         """
-        if self._failure is None:
-            self._end_calls(errors.UnavailableError("the session was closed by its owner", dispatched=True))
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_GOODBYE_S):
-                    await self._say_goodbye()
-        self._stream.abort()
-        for task in self._tasks:
-            task.cancel()
+        try:
+            if self._failure is None:
+                self._end_calls(errors.UnavailableError("the session was closed by its owner", dispatched=True))
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_GOODBYE_S):
+                        await self._say_goodbye()
+        finally:
+            self._stream.abort()
+            for task in self._tasks:
+                task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _open(self, call: _Call, opening: invocation_pb2.InvocationOpen, payload: bytes) -> int:

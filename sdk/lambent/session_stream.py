@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 from typing import TYPE_CHECKING, Protocol
 
+import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
 from lambent.connection import CONNECT_TIMEOUT_S, transport_errors
 from lambent.errors import InternalError, ServiceError, UnavailableError
+from lambent.framing import MAX_MESSAGE_BYTES
 from lambent.message_stream import MessageStream, MessageStreamError, connect
+from lambent.session_offer import OFFER_KEY, Proofs
 from lambent.v1 import invocation_pb2, invocation_pb2_grpc
 
 if TYPE_CHECKING:
     from lambent.connection import Connection
 
-OFFER_KEY = "lambent-session-offer-bin"
-"""Name of the metadata that hold a SessionOffer."""
-
 _SESSION_PORT_TIMEOUT_S = 1.0
 """How long the session port may take to answer: some round trips, to a machine that has just answered."""
+
+_MAX_PROOF_BYTES = 1024
+"""Largest message until it is known who sends them."""
 
 _GrpcCall = grpc.aio.StreamStreamCall[invocation_pb2.SessionRequest, invocation_pb2.SessionResponse]
 _Messages = MessageStream[invocation_pb2.SessionRequest, invocation_pb2.SessionResponse]
@@ -52,9 +57,11 @@ async def open_stream(connection: Connection) -> SessionStream:
     call: _GrpcCall = stub.Session(metadata=connection.metadata)
     try:
         offer = await _accepted(call)
-        if offer is not None and (stream := await _take(offer, connection.endpoint.grpc)) is not None:
-            call.cancel()
-            return stream
+        if offer is not None and connection.tries_session_ports:
+            if (stream := await _take(offer, connection.endpoint.grpc)) is not None:
+                call.cancel()
+                return stream
+            connection.tries_session_ports = False
     except ServiceError as error:
         error.dispatched = False
         raise
@@ -77,7 +84,9 @@ async def _accepted(call: _GrpcCall) -> invocation_pb2.SessionOffer | None:
         call.cancel()
         raise UnavailableError(f"the scheduler accepted no session within {CONNECT_TIMEOUT_S:.0f} s") from error
     offered = dict(metadata).get(OFFER_KEY)
-    return invocation_pb2.SessionOffer.FromString(offered) if isinstance(offered, bytes) else None
+    with contextlib.suppress(DecodeError):  # Then it is none.
+        return invocation_pb2.SessionOffer.FromString(offered) if isinstance(offered, bytes) else None
+    return None
 
 
 async def _take(offer: invocation_pb2.SessionOffer, grpc_address: str) -> _Messages | None:
@@ -86,14 +95,16 @@ async def _take(offer: invocation_pb2.SessionOffer, grpc_address: str) -> _Messa
     stream: _Messages | None = None
     try:
         async with asyncio.timeout(_SESSION_PORT_TIMEOUT_S):
-            stream = await connect(
-                f"{host}:{offer.port}",
-                invocation_pb2.SessionResponse.FromString,
-                timeout_s=_SESSION_PORT_TIMEOUT_S,
-            )
-            await stream.write(invocation_pb2.SessionRequest(ticket=offer.ticket))
+            parse = invocation_pb2.SessionResponse.FromString
+            address = f"{host}:{offer.port}"
+            stream = await connect(address, parse, timeout_s=_SESSION_PORT_TIMEOUT_S, patient=True)
+            stream.max_message_bytes = _MAX_PROOF_BYTES
+            proofs = Proofs.for_caller(offer.key, stream)
+            claim = invocation_pb2.SessionClaim(ticket=offer.ticket, proof=proofs.of_caller)
+            await stream.write(invocation_pb2.SessionRequest(claim=claim))
             answer = await stream.read()
-        if answer is not None and hmac.compare_digest(answer.proof, offer.proof):
+        if answer is not None and hmac.compare_digest(answer.proof, proofs.of_scheduler):
+            stream.max_message_bytes = MAX_MESSAGE_BYTES
             taken, stream = stream, None
             return taken
     except (MessageStreamError, TimeoutError):
@@ -122,7 +133,7 @@ class _GrpcStream:
         await self._call.write(message)
 
     async def finish(self) -> None:
-        if not self._call.done():
+        with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError):  # It has ended: nothing is left to finish.
             await self._call.done_writing()
 
     def abort(self) -> None:

@@ -154,7 +154,7 @@ async def test_the_start_times_of_environments_are_a_histogram() -> None:
         for start_us in (0, 20_000, 3_000_000):
             door.relay.environment_ready(link, node_pb2.EnvironmentReady(environment_id="e", start_us=start_us))
         registry = CollectorRegistry()
-        registry.register(RelayCollector(door.relay))
+        registry.register(RelayCollector(door.relay, door.invocations.sessions))
         text = generate_latest(registry).decode()
     assert metrics(text)["lambent_environment_start_seconds_count"] == 2
     assert metrics(text)["lambent_environment_start_seconds_sum"] == pytest.approx(3.02)

@@ -230,11 +230,16 @@ class Front:
 
     async def session(self) -> Session:
         """Open a session."""
-        return Session(await open_stream(self.connection))
+        return Session(await self._stream())
 
     async def raw_session(self) -> RawSession:
         """Open a session whose frames the test writes itself."""
-        return RawSession(await open_stream(self.connection))
+        return RawSession(await self._stream())
+
+    async def _stream(self) -> SessionStream:
+        stream = await open_stream(self.connection)
+        assert isinstance(stream, MessageStream) == SESSION_PORT
+        return stream
 
 
 @dataclass
@@ -308,7 +313,7 @@ async def front(
         await connection.close()
         ticking.cancel()
         await relay.stop(0)
-        await invocations.session_port.stop()
+        await invocations.session_port.stop(0)
         await server.stop(0)
         await node_server.stop()
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Whichever way a session goes, its callers see the same."""
     way: str = request.param
+    monkeypatch.setattr("lambent.session_stream._SESSION_PORT_TIMEOUT_S", 20.0)
     monkeypatch.setattr(service_module, "SESSION_PORT", way == "session port")
     return way
 

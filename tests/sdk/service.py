@@ -115,7 +115,7 @@ class InvocationServicer(invocation_pb2_grpc.InvocationServiceServicer):
             await self._service.drop.wait()
             self._service.drop.clear()
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
-        with self.session_port.offer() as metadata:
+        with self.session_port.offer(context.peer()) as metadata:
             await context.send_initial_metadata(metadata)
             if await self._serve(context):
                 await context.abort_with_status(
@@ -441,7 +441,7 @@ async def serving(port: int = 0) -> AsyncIterator[Service]:
     try:
         yield service
     finally:
-        await invocations.session_port.stop()
+        await invocations.session_port.stop(0)
         await server.stop(0)
 
 

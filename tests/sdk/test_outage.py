@@ -14,6 +14,7 @@ from tests.sdk.service import TOKEN, Opening, Service, echo, serving
 
 import lambent
 from lambent.connection import Connection
+from lambent.session import Session
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -272,6 +273,28 @@ async def test_closing_at_any_moment_leaves_no_call_behind(service: Service, war
             outcomes = await asyncio.gather(*calls, return_exceptions=True)
         for outcome in outcomes:
             assert isinstance(outcome, lambent.InvokeResult | lambent.ClusterStatus | lambent.UnavailableError), outcome
+
+
+async def test_closing_that_is_cut_short_leaves_nothing_open(
+    service: Service, client: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The peer takes its time over the goodbye, and the caller has none."""
+
+    async def for_ever(_session: Session) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Session, "_say_goodbye", for_ever)
+    service.handlers["echo"] = echo
+    await client.invoke("echo", 1)
+    session, connection = client._session, client._connection
+    assert session is not None
+    assert connection is not None
+    closing = asyncio.create_task(client.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    async with asyncio.timeout(10):
+        await asyncio.wait((closing, *session._tasks))
+    assert connection.channel.get_state() is grpc.ChannelConnectivity.SHUTDOWN
 
 
 async def test_closed_client_does_not_wait_for_a_restart(client: AsyncClient) -> None:

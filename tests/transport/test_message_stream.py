@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import pytest
 
+from lambent import message_stream
 from lambent.framing import MAX_MESSAGE_BYTES
 from lambent.message_stream import MessageStream, MessageStreamError, connect
-from lambent.v1 import node_pb2
+from lambent.v1 import frame_pb2, node_pb2
 from lambent_common.message_server import MessageServer
 
 Client = MessageStream[node_pb2.OrderBatch, node_pb2.EventBatch]
@@ -239,3 +243,89 @@ async def test_a_stopped_server_ends_its_connections() -> None:
         assert await client.read() is None
         with pytest.raises(MessageStreamError):
             await _connect(address)
+
+
+@pytest.mark.parametrize("patient", [True, False])
+async def test_who_does_not_read_is_cut_off_unless_the_stream_is_patient(
+    patient: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user's program may compute for a minute between two reads; a daemon that does is lost."""
+    monkeypatch.setattr(message_stream, "_UNACKNOWLEDGED_MS", 200)
+    monkeypatch.setattr(message_stream, "_SILENT_S", 0.2)
+    monkeypatch.setattr(message_stream, "_LOOK_S", 0.05)
+    looks = asyncio.Semaphore(0)
+    look = MessageStream._look_at_silence
+
+    def counted(stream: MessageStream[Any, Any], connection: socket.socket) -> None:
+        look(stream, connection)
+        looks.release()
+
+    monkeypatch.setattr(MessageStream, "_look_at_silence", counted)
+    written = 0
+
+    async def serve(stream: Server) -> None:
+        nonlocal written
+        while True:
+            await stream.write(
+                node_pb2.EventBatch(events=[node_pb2.NodeEvent(data=frame_pb2.Data(payload=bytes(60_000)))])
+            )
+            written += 1
+
+    server = MessageServer(node_pb2.OrderBatch.FromString, serve, patient=patient)
+    address = f"127.0.0.1:{await server.start('127.0.0.1:0')}"
+    try:
+        async with asyncio.timeout(20):
+            client: Client = await connect(address, node_pb2.EventBatch.FromString, timeout_s=5, patient=patient)
+            await client.read()
+            if patient:
+                for _ in range(2 * 20):  # Both ends look, for 1 s in all.
+                    await looks.acquire()
+                full = written
+                while written < 2 * full:
+                    await client.read()
+            else:
+                await asyncio.wait(tuple(server._connections))
+            client.abort()
+    finally:
+        await server.stop()
+
+
+def test_a_patient_stream_finds_out_that_the_peer_s_machine_is_dead() -> None:
+    """Its network falls silent while something is on its way."""
+    script = """
+import asyncio, fcntl, socket, struct
+from lambent import message_stream
+from lambent.message_stream import MessageStreamError, connect
+from lambent_common.message_server import MessageServer
+
+def set_loopback(flags):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as device:
+        fcntl.ioctl(device, 0x8914, struct.pack("16sh22x", b"lo", flags))  # SIOCSIFFLAGS
+
+class Message:
+    def SerializeToString(self):
+        return b"hello"
+
+async def serve(stream):
+    await stream.write(Message())
+    await stream.read()
+
+async def main():
+    message_stream._SILENT_S, message_stream._LOOK_S = 0.5, 0.1
+    set_loopback(1)
+    server = MessageServer(bytes, serve)
+    port = await server.start("127.0.0.1:0")
+    stream = await connect(f"127.0.0.1:{port}", bytes, timeout_s=5, patient=True)
+    assert await stream.read() == b"hello"
+    set_loopback(0)
+    await stream.write(Message())
+    try:
+        await stream.read()
+    except MessageStreamError as error:
+        print(error)
+
+asyncio.run(asyncio.wait_for(main(), 20))
+"""
+    command = ["unshare", "--net", sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert "the peer's machine has acknowledged nothing for" in done.stdout, done.stderr

@@ -11,7 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from prometheus_client import Metric
 
@@ -19,10 +19,16 @@ if TYPE_CHECKING:
 
 
 class RelayCollector(Collector):
-    """Shows the counters of the relay and its dispatcher."""
+    """Shows the counters of the relay and its dispatcher.
 
-    def __init__(self, relay: Relay) -> None:
+    Args:
+        relay: What has the counters.
+        sessions: How many sessions there are, by way; looked at when somebody asks.
+    """
+
+    def __init__(self, relay: Relay, sessions: Mapping[str, int]) -> None:
         self._relay = relay
+        self._sessions = sessions
 
     def collect(self) -> Iterator[Metric]:
         """Give every metric with its value of this moment."""
@@ -46,6 +52,10 @@ class RelayCollector(Collector):
         yield GaugeMetricFamily(
             "lambent_nodes_attached", "Nodes with a stream", sum(link.attached for link in self._relay.links.values())
         )
+        sessions = GaugeMetricFamily("lambent_sessions", "Sessions of callers, by way: grpc or port", labels=("way",))
+        for way, count in self._sessions.items():
+            sessions.add_metric((way,), count)
+        yield sessions
         yield from self._relay.starts.collect()
         functions = CounterMetricFamily(
             "lambent_function_invocations",

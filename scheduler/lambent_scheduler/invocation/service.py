@@ -25,11 +25,13 @@ class InvocationServicer(invocation_pb2_grpc.InvocationServiceServicer):
 
     Attributes:
         session_port: What callers of a session are offered instead of gRPC.
+        sessions: How many there are, by way: "grpc" or "port".
     """
 
     def __init__(self, relay: Relay) -> None:
         self._relay = relay
-        self.session_port = SessionPort(self._serve_session)
+        self.session_port = SessionPort(lambda stream: self._serve_session(stream, "port"))
+        self.sessions = {"grpc": 0, "port": 0}
 
     async def Invoke(  # noqa: N802 - gRPC's name
         self, request: invocation_pb2.InvokeRequest, context: grpc.aio.ServicerContext[Any, Any]
@@ -42,12 +44,16 @@ class InvocationServicer(invocation_pb2_grpc.InvocationServiceServicer):
     ) -> None:
         """Carry many calls over one stream."""
         del request_iterator
-        with self.session_port.offer() as metadata:
+        with self.session_port.offer(context.peer()) as metadata:
             await context.send_initial_metadata(metadata)
-            await self._serve_session(context)
+            await self._serve_session(context, "grpc")
 
-    async def _serve_session(self, stream: CallerStream) -> None:
-        await CallerSession(self._relay, stream).run()
+    async def _serve_session(self, stream: CallerStream, way: str) -> None:
+        self.sessions[way] += 1
+        try:
+            await CallerSession(self._relay, stream).run()
+        finally:
+            self.sessions[way] -= 1
 
     async def InvokeWithResponseStream(  # noqa: N802 - gRPC's name
         self,

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from lambent.v1 import frame_pb2 as lambent_dot_v1_dot_frame__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1blambent/v1/invocation.proto\x12\nlambent.v1\x1a\x16lambent/v1/frame.proto\"\xd4\x01\n\x0eInvocationOpen\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t\x12\x15\n\rfunction_name\x18\x02 \x01(\t\x12\x11\n\tqualifier\x18\x03 \x01(\t\x12\x12\n\ntimeout_us\x18\x04 \x01(\x04\x12\x10\n\x08log_tail\x18\x05 \x01(\x08\x12\x11\n\tstreaming\x18\x06 \x01(\x08\x12\x13\n\x0btraceparent\x18\x07 \x01(\t\x12\x16\n\x0e\x63lient_context\x18\x08 \x01(\x0c\x12\x0f\n\x07payload\x18\t \x01(\x0c\x12\x10\n\x08\x63omplete\x18\n \x01(\x08\"\xe9\x01\n\x13SessionRequestFrame\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12*\n\x04open\x18\x02 \x01(\x0b\x32\x1a.lambent.v1.InvocationOpenH\x00\x12 \n\x04\x64\x61ta\x18\x03 \x01(\x0b\x32\x10.lambent.v1.DataH\x00\x12\x1e\n\x03\x65nd\x18\x04 \x01(\x0b\x32\x0f.lambent.v1.EndH\x00\x12$\n\x06\x63\x61ncel\x18\x05 \x01(\x0b\x32\x12.lambent.v1.CancelH\x00\x12$\n\x06window\x18\x06 \x01(\x0b\x32\x12.lambent.v1.WindowH\x00\x42\x07\n\x05\x66rame\"Q\n\x0eSessionRequest\x12/\n\x06\x66rames\x18\x01 \x03(\x0b\x32\x1f.lambent.v1.SessionRequestFrame\x12\x0e\n\x06ticket\x18\x02 \x01(\x0c\";\n\x0cSessionOffer\x12\x0c\n\x04port\x18\x01 \x01(\r\x12\x0e\n\x06ticket\x18\x02 \x01(\x0c\x12\r\n\x05proof\x18\x03 \x01(\x0c\"\x98\x01\n\x14SessionResponseFrame\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12 \n\x04\x64\x61ta\x18\x02 \x01(\x0b\x32\x10.lambent.v1.DataH\x00\x12\x1e\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x0f.lambent.v1.EndH\x00\x12$\n\x06window\x18\x04 \x01(\x0b\x32\x12.lambent.v1.WindowH\x00\x42\x07\n\x05\x66rame\"R\n\x0fSessionResponse\x12\x30\n\x06\x66rames\x18\x01 \x03(\x0b\x32 .lambent.v1.SessionResponseFrame\x12\r\n\x05proof\x18\x02 \x01(\x0c\"\x9a\x01\n\rInvokeRequest\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t\x12\x15\n\rfunction_name\x18\x02 \x01(\t\x12\x11\n\tqualifier\x18\x03 \x01(\t\x12\x0f\n\x07payload\x18\x04 \x01(\x0c\x12\x10\n\x08log_tail\x18\x05 \x01(\x08\x12\x13\n\x0btraceparent\x18\x06 \x01(\t\x12\x16\n\x0e\x63lient_context\x18\x07 \x01(\x0c\"g\n\x0eInvokeResponse\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\x12\x16\n\x0e\x66unction_error\x18\x02 \x01(\t\x12,\n\x06report\x18\x03 \x01(\x0b\x32\x1c.lambent.v1.InvocationReport\"\xac\x01\n\x1fInvokeWithResponseStreamRequest\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t\x12\x15\n\rfunction_name\x18\x02 \x01(\t\x12\x11\n\tqualifier\x18\x03 \x01(\t\x12\x0f\n\x07payload\x18\x04 \x01(\x0c\x12\x10\n\x08log_tail\x18\x05 \x01(\x08\x12\x13\n\x0btraceparent\x18\x06 \x01(\t\x12\x16\n\x0e\x63lient_context\x18\x07 \x01(\x0c\"m\n\x0eInvokeComplete\x12\x16\n\x0e\x66unction_error\x18\x01 \x01(\t\x12\x15\n\rerror_payload\x18\x02 \x01(\x0c\x12,\n\x06report\x18\x03 \x01(\x0b\x32\x1c.lambent.v1.InvocationReport\"t\n InvokeWithResponseStreamResponse\x12\x17\n\rpayload_chunk\x18\x01 \x01(\x0cH\x00\x12.\n\x08\x63omplete\x18\x02 \x01(\x0b\x32\x1a.lambent.v1.InvokeCompleteH\x00\x42\x07\n\x05\x65vent2\x95\x02\n\x11InvocationService\x12?\n\x06Invoke\x12\x19.lambent.v1.InvokeRequest\x1a\x1a.lambent.v1.InvokeResponse\x12\x46\n\x07Session\x12\x1a.lambent.v1.SessionRequest\x1a\x1b.lambent.v1.SessionResponse(\x01\x30\x01\x12w\n\x18InvokeWithResponseStream\x12+.lambent.v1.InvokeWithResponseStreamRequest\x1a,.lambent.v1.InvokeWithResponseStreamResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1blambent/v1/invocation.proto\x12\nlambent.v1\x1a\x16lambent/v1/frame.proto\"\xd4\x01\n\x0eInvocationOpen\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t\x12\x15\n\rfunction_name\x18\x02 \x01(\t\x12\x11\n\tqualifier\x18\x03 \x01(\t\x12\x12\n\ntimeout_us\x18\x04 \x01(\x04\x12\x10\n\x08log_tail\x18\x05 \x01(\x08\x12\x11\n\tstreaming\x18\x06 \x01(\x08\x12\x13\n\x0btraceparent\x18\x07 \x01(\t\x12\x16\n\x0e\x63lient_context\x18\x08 \x01(\x0c\x12\x0f\n\x07payload\x18\t \x01(\x0c\x12\x10\n\x08\x63omplete\x18\n \x01(\x08\"\xe9\x01\n\x13SessionRequestFrame\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12*\n\x04open\x18\x02 \x01(\x0b\x32\x1a.lambent.v1.InvocationOpenH\x00\x12 \n\x04\x64\x61ta\x18\x03 \x01(\x0b\x32\x10.lambent.v1.DataH\x00\x12\x1e\n\x03\x65nd\x18\x04 \x01(\x0b\x32\x0f.lambent.v1.EndH\x00\x12$\n\x06\x63\x61ncel\x18\x05 \x01(\x0b\x32\x12.lambent.v1.CancelH\x00\x12$\n\x06window\x18\x06 \x01(\x0b\x32\x12.lambent.v1.WindowH\x00\x42\x07\n\x05\x66rame\"j\n\x0eSessionRequest\x12/\n\x06\x66rames\x18\x01 \x03(\x0b\x32\x1f.lambent.v1.SessionRequestFrame\x12\'\n\x05\x63laim\x18\x02 \x01(\x0b\x32\x18.lambent.v1.SessionClaim\"9\n\x0cSessionOffer\x12\x0c\n\x04port\x18\x01 \x01(\r\x12\x0e\n\x06ticket\x18\x02 \x01(\x0c\x12\x0b\n\x03key\x18\x03 \x01(\x0c\"-\n\x0cSessionClaim\x12\x0e\n\x06ticket\x18\x01 \x01(\x0c\x12\r\n\x05proof\x18\x02 \x01(\x0c\"\x98\x01\n\x14SessionResponseFrame\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12 \n\x04\x64\x61ta\x18\x02 \x01(\x0b\x32\x10.lambent.v1.DataH\x00\x12\x1e\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x0f.lambent.v1.EndH\x00\x12$\n\x06window\x18\x04 \x01(\x0b\x32\x12.lambent.v1.WindowH\x00\x42\x07\n\x05\x66rame\"R\n\x0fSessionResponse\x12\x30\n\x06\x66rames\x18\x01 \x03(\x0b\x32 .lambent.v1.SessionResponseFrame\x12\r\n\x05proof\x18\x02 \x01(\x0c\"\x9a\x01\n\rInvokeRequest\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t\x12\x15\n\rfunction_name\x18\x02 \x01(\t\x12\x11\n\tqualifier\x18\x03 \x01(\t\x12\x0f\n\x07payload\x18\x04 \x01(\x0c\x12\x10\n\x08log_tail\x18\x05 \x01(\x08\x12\x13\n\x0btraceparent\x18\x06 \x01(\t\x12\x16\n\x0e\x63lient_context\x18\x07 \x01(\x0c\"g\n\x0eInvokeResponse\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\x12\x16\n\x0e\x66unction_error\x18\x02 \x01(\t\x12,\n\x06report\x18\x03 \x01(\x0b\x32\x1c.lambent.v1.InvocationReport\"\xac\x01\n\x1fInvokeWithResponseStreamRequest\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t\x12\x15\n\rfunction_name\x18\x02 \x01(\t\x12\x11\n\tqualifier\x18\x03 \x01(\t\x12\x0f\n\x07payload\x18\x04 \x01(\x0c\x12\x10\n\x08log_tail\x18\x05 \x01(\x08\x12\x13\n\x0btraceparent\x18\x06 \x01(\t\x12\x16\n\x0e\x63lient_context\x18\x07 \x01(\x0c\"m\n\x0eInvokeComplete\x12\x16\n\x0e\x66unction_error\x18\x01 \x01(\t\x12\x15\n\rerror_payload\x18\x02 \x01(\x0c\x12,\n\x06report\x18\x03 \x01(\x0b\x32\x1c.lambent.v1.InvocationReport\"t\n InvokeWithResponseStreamResponse\x12\x17\n\rpayload_chunk\x18\x01 \x01(\x0cH\x00\x12.\n\x08\x63omplete\x18\x02 \x01(\x0b\x32\x1a.lambent.v1.InvokeCompleteH\x00\x42\x07\n\x05\x65vent2\x95\x02\n\x11InvocationService\x12?\n\x06Invoke\x12\x19.lambent.v1.InvokeRequest\x1a\x1a.lambent.v1.InvokeResponse\x12\x46\n\x07Session\x12\x1a.lambent.v1.SessionRequest\x1a\x1b.lambent.v1.SessionResponse(\x01\x30\x01\x12w\n\x18InvokeWithResponseStream\x12+.lambent.v1.InvokeWithResponseStreamRequest\x1a,.lambent.v1.InvokeWithResponseStreamResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,23 +37,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SESSIONREQUESTFRAME']._serialized_start=283
   _globals['_SESSIONREQUESTFRAME']._serialized_end=516
   _globals['_SESSIONREQUEST']._serialized_start=518
-  _globals['_SESSIONREQUEST']._serialized_end=599
-  _globals['_SESSIONOFFER']._serialized_start=601
-  _globals['_SESSIONOFFER']._serialized_end=660
-  _globals['_SESSIONRESPONSEFRAME']._serialized_start=663
-  _globals['_SESSIONRESPONSEFRAME']._serialized_end=815
-  _globals['_SESSIONRESPONSE']._serialized_start=817
-  _globals['_SESSIONRESPONSE']._serialized_end=899
-  _globals['_INVOKEREQUEST']._serialized_start=902
-  _globals['_INVOKEREQUEST']._serialized_end=1056
-  _globals['_INVOKERESPONSE']._serialized_start=1058
-  _globals['_INVOKERESPONSE']._serialized_end=1161
-  _globals['_INVOKEWITHRESPONSESTREAMREQUEST']._serialized_start=1164
-  _globals['_INVOKEWITHRESPONSESTREAMREQUEST']._serialized_end=1336
-  _globals['_INVOKECOMPLETE']._serialized_start=1338
-  _globals['_INVOKECOMPLETE']._serialized_end=1447
-  _globals['_INVOKEWITHRESPONSESTREAMRESPONSE']._serialized_start=1449
-  _globals['_INVOKEWITHRESPONSESTREAMRESPONSE']._serialized_end=1565
-  _globals['_INVOCATIONSERVICE']._serialized_start=1568
-  _globals['_INVOCATIONSERVICE']._serialized_end=1845
+  _globals['_SESSIONREQUEST']._serialized_end=624
+  _globals['_SESSIONOFFER']._serialized_start=626
+  _globals['_SESSIONOFFER']._serialized_end=683
+  _globals['_SESSIONCLAIM']._serialized_start=685
+  _globals['_SESSIONCLAIM']._serialized_end=730
+  _globals['_SESSIONRESPONSEFRAME']._serialized_start=733
+  _globals['_SESSIONRESPONSEFRAME']._serialized_end=885
+  _globals['_SESSIONRESPONSE']._serialized_start=887
+  _globals['_SESSIONRESPONSE']._serialized_end=969
+  _globals['_INVOKEREQUEST']._serialized_start=972
+  _globals['_INVOKEREQUEST']._serialized_end=1126
+  _globals['_INVOKERESPONSE']._serialized_start=1128
+  _globals['_INVOKERESPONSE']._serialized_end=1231
+  _globals['_INVOKEWITHRESPONSESTREAMREQUEST']._serialized_start=1234
+  _globals['_INVOKEWITHRESPONSESTREAMREQUEST']._serialized_end=1406
+  _globals['_INVOKECOMPLETE']._serialized_start=1408
+  _globals['_INVOKECOMPLETE']._serialized_end=1517
+  _globals['_INVOKEWITHRESPONSESTREAMRESPONSE']._serialized_start=1519
+  _globals['_INVOKEWITHRESPONSESTREAMRESPONSE']._serialized_end=1635
+  _globals['_INVOCATIONSERVICE']._serialized_start=1638
+  _globals['_INVOCATIONSERVICE']._serialized_end=1915
 # @@protoc_insertion_point(module_scope)

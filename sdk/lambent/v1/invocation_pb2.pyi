@@ -134,22 +134,24 @@ class SessionRequest(message.Message):
     DESCRIPTOR: descriptor.Descriptor
 
     FRAMES_FIELD_NUMBER: builtins.int
-    TICKET_FIELD_NUMBER: builtins.int
-    ticket: builtins.bytes
-    """In the first message on a session port, which carries no frames: what the offer says."""
+    CLAIM_FIELD_NUMBER: builtins.int
     @builtins.property
     def frames(self) -> containers.RepeatedCompositeFieldContainer[SessionRequestFrame]:
         """In order of each call."""
+
+    @builtins.property
+    def claim(self) -> SessionClaim:
+        """In the first message on a session port, which carries no frames."""
 
     def __init__(
         self,
         *,
         frames: abc.Iterable[SessionRequestFrame] | None = ...,
-        ticket: builtins.bytes = ...,
+        claim: SessionClaim | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["claim", b"claim"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["frames", b"frames", "ticket", b"ticket"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["claim", b"claim", "frames", b"frames"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -157,29 +159,57 @@ class SessionRequest(message.Message):
 class SessionOffer(message.Message):
     """Says where the same session can be had as bare messages over TCP, each behind its length in four bytes, big-endian:
     they cost a fraction of what they cost as gRPC. A caller that does not take it goes on with the gRPC stream.
+
+    Both sides prove that they know the key, which is not sent again: by HMAC-SHA256 under it of the ASCII text
+    "caller A scheduler B" or "scheduler B caller A", the name of the side that proves first, A and B being the two ends of
+    the connection as that side sees them, such as "127.0.0.1 50122".
     """
 
     DESCRIPTOR: descriptor.Descriptor
 
     PORT_FIELD_NUMBER: builtins.int
     TICKET_FIELD_NUMBER: builtins.int
-    PROOF_FIELD_NUMBER: builtins.int
+    KEY_FIELD_NUMBER: builtins.int
     port: builtins.int
     """Port on the host at which the caller has found the scheduler."""
     ticket: builtins.bytes
-    """What the caller sends first. Good for one connection, while the gRPC stream is open."""
-    proof: builtins.bytes
-    """What the scheduler answers; whoever answers anything else is not the scheduler."""
+    """Names the offer. Good for one connection, while the gRPC stream is open."""
+    key: builtins.bytes
+    """32 random bytes."""
     def __init__(
         self,
         *,
         port: builtins.int = ...,
         ticket: builtins.bytes = ...,
+        key: builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["key", b"key", "port", b"port", "ticket", b"ticket"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class SessionClaim(message.Message):
+    """Takes an offer."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    TICKET_FIELD_NUMBER: builtins.int
+    PROOF_FIELD_NUMBER: builtins.int
+    ticket: builtins.bytes
+    """Of the offer."""
+    proof: builtins.bytes
+    """The caller's proof."""
+    def __init__(
+        self,
+        *,
+        ticket: builtins.bytes = ...,
         proof: builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["port", b"port", "proof", b"proof", "ticket", b"ticket"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["proof", b"proof", "ticket", b"ticket"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -232,7 +262,7 @@ class SessionResponse(message.Message):
     FRAMES_FIELD_NUMBER: builtins.int
     PROOF_FIELD_NUMBER: builtins.int
     proof: builtins.bytes
-    """In the first message on a session port, which carries no frames: what the offer says."""
+    """In the first message on a session port, which carries no frames: the scheduler's proof."""
     @builtins.property
     def frames(self) -> containers.RepeatedCompositeFieldContainer[SessionResponseFrame]:
         """In order of each call."""
