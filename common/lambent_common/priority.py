@@ -17,7 +17,7 @@ milliseconds, at each hop of each call."""
 
 
 _AUTOGROUP = Path("/proc/self/autogroup")
-"""Where the kernel weighs sessions against each other, and processes only within one, this is the session's (sched(7))."""
+"""The session's own niceness, where the kernel weighs sessions first and processes only within one (sched(7))."""
 
 
 def prefer_daemon() -> None:
