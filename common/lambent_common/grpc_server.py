@@ -20,7 +20,7 @@ from lambent.rpc_errors import to_status
 
 log = structlog.get_logger()
 
-CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
+_SERVER_OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     # A peer whose machine died sends nothing; a ping every 5 s with 5 s for the answer finds out within 10 s.
@@ -28,11 +28,6 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
-)
-"""Options of every channel and server between parts of the cluster."""
-
-_SERVER_OPTIONS = (
-    *CHANNEL_OPTIONS,
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 2_000),
     ("grpc.http2.max_ping_strikes", 0),
     # Two servers on one port would each get half of the calls; the second is to fail instead.

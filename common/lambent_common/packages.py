@@ -9,8 +9,8 @@ of the scheduler). Each of these steps compares the sequence number of the objec
 which takes the mark away: either the claim comes first and the deletion fails, or the deletion comes first and the
 claim says so.
 
-An upload writes the chunks first and their description last. Chunks that got none, because the uploader died, are
-deleted by the same sweep.
+An upload writes the chunks first and their description last. Chunks that got none, because the uploader died or was
+never told whether its description is stored, are deleted by the same sweep.
 """
 
 from __future__ import annotations
@@ -292,7 +292,7 @@ class PackageStore:
     async def _upload(self, file: IO[bytes], sha256: str, size_bytes: int) -> PackageInfo | None:
         """Send the chunks, then the description; None when somebody else described the package meanwhile."""
         nuid = os.urandom(11).hex()
-        stored = False
+        may_be_described = False
         try:
             file.seek(0)
             chunks = 0
@@ -315,11 +315,14 @@ class PackageStore:
             replaced, info = await self._look_up(sha256)
             if info is not None:
                 return None
+            # A description that is not acknowledged may be stored all the same, or be so later: chunks are then left to
+            # the sweep, since a package that has a description but no chunks could be neither fetched nor put again.
+            may_be_described = True
             sequence = await self._describe(sha256, description, expected_sequence=replaced)
-            stored = sequence is not None
+            may_be_described = sequence is not None
             return PackageInfo(sha256, size_bytes, None, sequence, description) if sequence is not None else None
         finally:
-            if not stored:
+            if not may_be_described:
                 # Best effort: what is left of them the sweep deletes.
                 with contextlib.suppress(nats.errors.Error, TimeoutError):
                     async with asyncio.timeout(_TAKE_BACK_TIMEOUT_S):

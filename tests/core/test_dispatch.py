@@ -267,12 +267,13 @@ def test_calls_on_a_lost_node_fail_as_dispatched() -> None:
     shell, spec = Shell(nodes=2), make_spec()
     environment = shell.run(spec)
     running = environment.call
-    shell.dispatcher.node_lost(environment.node_id, 1.0)
+    lost = NodeLostError("its lease has lapsed")
+    shell.dispatcher.node_lost(environment.node_id, lost, 1.0)
     (failed,) = shell.dispatcher.take_actions()
     assert isinstance(failed, Fail)
     assert failed.call is running
-    assert isinstance(failed.error, NodeLostError)
-    assert failed.error.dispatched
+    assert failed.error is lost
+    assert lost.dispatched
     assert shell.dispatcher.finished(environment, 1.0) is None
     assert shell.dispatcher.in_flight == 0
 
@@ -282,7 +283,7 @@ def test_starts_on_a_lost_node_are_made_elsewhere() -> None:
     shell = Shell(nodes=2)
     call = shell.wait(make_spec())
     (first,) = shell.starts()
-    shell.dispatcher.node_lost(first.node_id, 1.0)
+    shell.dispatcher.node_lost(first.node_id, NodeLostError("its lease has lapsed"), 1.0)
     (second,) = shell.starts()
     assert second.node_id != first.node_id
     shell.dispatcher.ready(second.environment_id, 2.0)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from tests.core.specs import RUNTIME, make_capacity, make_spec
 
-from lambent.errors import NoCapacityError, ServiceError, ThrottledError, UnavailableError
+from lambent.errors import NoCapacityError, NodeLostError, ServiceError, ThrottledError, UnavailableError
 from lambent_scheduler.core import (
     Bind,
     Call,
@@ -236,7 +236,7 @@ class World:
         if not agent.alive:
             return
         agent.alive = False
-        self.dispatcher.node_lost(node_id, self.now)
+        self.dispatcher.node_lost(node_id, NodeLostError(f"node {node_id} is lost"), self.now)
         self.after(self.random.uniform(0, 10), lambda: self._join(node_id))
 
     def _act(self) -> None:

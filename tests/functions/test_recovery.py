@@ -8,7 +8,8 @@ import uuid
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.functions.cluster import Cluster, scheduler
+from structlog.testing import capture_logs
+from tests.functions.cluster import REGION, Cluster, scheduler
 
 from lambent.errors import FunctionNotFoundError, ResourceConflictError, UnavailableError
 from lambent.v1 import function_pb2 as pb
@@ -17,8 +18,12 @@ from lambent_common.etcd import Changes as EtcdChanges
 from lambent_common.etcd import Snapshot
 from lambent_scheduler.functions.configuration import Changes
 from lambent_scheduler.functions.model import Change, Code, create
+from lambent_scheduler.functions.names import Naming
 from lambent_scheduler.functions.repository import FunctionRepository
+from lambent_scheduler.functions.service import FunctionServicer
 from lambent_scheduler.functions.sweep import KEEP_S, PackageSweep
+from lambent_scheduler.functions.table import FunctionTable
+from lambent_scheduler.functions.upload import Uploads
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,6 +72,33 @@ async def test_who_is_told_that_a_function_is_active_can_invoke_it(
         while (await lambent.get(account)).state == pb.FUNCTION_STATE_PENDING:
             pass  # Each look is a read of etcd, which is ahead of the watch.
     assert lambent.table.find(account, "f", "").primary.version == "$LATEST"
+
+
+async def test_a_read_does_not_wait_long_for_a_view_that_is_behind(lambent: Cluster, tmp_path: Path) -> None:
+    """The answer is etcd's own; the log names what is late."""
+    account = lambent.account()
+    first = lambent.scheduler
+    behind = FunctionTable(Naming(REGION))
+    following = asyncio.create_task(behind.follow(first.etcd))
+    await behind.wait_until_ready()
+    following.cancel()
+    await asyncio.wait({following})
+    await lambent.make(account)
+    reader = FunctionServicer(
+        naming=Naming(REGION),
+        repository=first.repository,
+        table=behind,
+        packages=first.packages,
+        uploads=Uploads(first.packages, tmp_path),
+        activator=first.activator,
+        architecture="x86_64",
+    )
+    start = time.monotonic()
+    with capture_logs() as logged:
+        found = await reader.GetFunction(pb.GetFunctionRequest(account=account, function_name="f"), None)
+    assert found.function.state == pb.FUNCTION_STATE_ACTIVE
+    assert 1 <= time.monotonic() - start < 4
+    assert [(entry["event"], entry["function"]) for entry in logged] == [("view_behind", "f")]
 
 
 async def test_function_whose_package_is_gone_fails_and_can_be_mended(lambent: Cluster) -> None:

@@ -243,6 +243,24 @@ async def test_a_scheduler_that_stops_sends_away_who_waits_and_waits_for_who_run
         assert not error.dispatched
         assert not stopping.done()
         await door.node_server.stop()
-        assert isinstance(from_frame((await raw.end(1)).service_error), errors.NodeLostError)
+        lost = from_frame((await raw.end(1)).service_error)
+        assert isinstance(lost, errors.NodeLostError)
+        assert lost.message == "node n-1 is lost: the node closed the connection"
         await stopping
+        raw.stream.abort()
+
+
+async def test_calls_that_outlast_the_drain_are_told_that_the_scheduler_stopped() -> None:
+    """The node is well, and the function may go on: nobody looks for the fault there."""
+    node = Node(silent)
+    async with asyncio.timeout(20), front(node, "f") as door:
+        raw = await door.raw_session()
+        await raw.send(1, open=opening("f", complete=True))
+        await node.until(lambda: node.openings)
+        await door.relay.stop(0)
+        error = from_frame((await raw.end(1)).service_error)
+        assert type(error) is errors.UnavailableError
+        assert error.dispatched
+        assert error.message == "the scheduler stopped before the function had answered; it may still run"
+        assert door.relay.dispatcher.in_flight == 0
         raw.stream.abort()

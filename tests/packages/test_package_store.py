@@ -175,6 +175,45 @@ async def test_chunks_of_an_upload_that_was_cut_off_are_deleted(js: JetStreamCon
     assert (await objects.get("an operator's own")).data == b"object"
 
 
+class _Unacknowledged(PackageStore):
+    """Writes its description, and is never told so."""
+
+    def __init__(self, js: JetStreamContext) -> None:
+        super().__init__(js)
+        self.described = asyncio.Event()
+        self.outcome: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
+
+    async def _describe(self, *args: Any, **options: Any) -> int | None:
+        await super()._describe(*args, **options)
+        self.described.set()
+        return await self.outcome
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_a_description_whose_acknowledgement_is_lost_keeps_its_chunks(
+    js: JetStreamContext, tmp_path: Path, cancelled: bool
+) -> None:
+    """NATS restarts, or the uploader leaves, just then: a package that is known is one that can be fetched."""
+    path, sha256 = package(tmp_path / "in", os.urandom(300_000))
+    uploader = await _Unacknowledged.open(js)
+    async with asyncio.timeout(20):
+        putting = asyncio.create_task(uploader.put(path))
+        await uploader.described.wait()
+        if cancelled:
+            putting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await putting
+        else:
+            uploader.outcome.set_exception(nats.errors.TimeoutError())
+            with pytest.raises(UnavailableError, match="timeout"):
+                await putting
+        store = await PackageStore.open(js)
+        await store.put(path)
+        assert await store.delete_abandoned(time.time() + 1) == 0
+        await store.fetch(sha256, tmp_path / "out", 5)
+    assert (tmp_path / "out").read_bytes() == path.read_bytes()
+
+
 class _Behind(StreamReader):
     """Reads as from a member that has not been told of the newest message."""
 

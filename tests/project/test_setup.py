@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import textwrap
 import time
@@ -15,7 +16,34 @@ import pytest
 
 SETUP = Path(__file__).parents[2] / "tools" / "setup"
 NOBODY = 65_534
-TOOLS = ["sh", "id", "cat", "cut", "sha256sum", "dirname", "mktemp", "rm", "mv", "touch", "tail", "dpkg-deb", "tar"]
+TOOLS = [
+    "sh",
+    "id",
+    "cat",
+    "cut",
+    "sha256sum",
+    "dirname",
+    "mktemp",
+    "rm",
+    "mv",
+    "touch",
+    "tail",
+    "dpkg-deb",
+    "tar",
+    "grep",
+    "chmod",
+]
+
+# Takes a lock as apt does; with a second argument, keeps it until it is killed.
+LOCK = """
+import fcntl, signal, sys
+
+file = open(sys.argv[1], "w")
+fcntl.lockf(file, fcntl.LOCK_EX)
+if len(sys.argv) > 2:
+    print("held", flush=True)
+    signal.pause()
+"""
 
 # A package that needs nothing from an index: its build backend is in its own folder.
 PYPROJECT = """
@@ -168,6 +196,79 @@ def test_without_bubblewrap_the_bench_goes_on(checkout: Checkout, programs: Path
     went_on = checkout.setup("bench", path=str(programs), root=False)
     assert went_on.returncode == 0
     assert went_on.stderr == "setup: missing: bubblewrap. Install with: sudo apt-get install bubblewrap\n"
+
+
+@pytest.fixture
+def as_root(programs: Path) -> Path:
+    """The folder of programs, where the set-up takes itself for root, and etcd can be installed."""
+    (programs / "id").unlink()
+    program(programs / "id", "echo 0")
+    program(programs / "systemctl", "")
+    return programs
+
+
+def can_install_etcd(programs: Path, update: str) -> None:
+    """Write an apt-get whose update is this script."""
+    program(
+        programs / "apt-get",
+        f"""
+        case $1 in
+        update) {update} ;;
+        install) : >{programs}/etcd; chmod +x {programs}/etcd ;;
+        esac
+        """,
+    )
+
+
+@pytest.fixture
+def own_apt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give the lock of the package lists of an apt-get that leaves the system's alone."""
+    if not Path("/usr/bin/apt-get").exists():
+        pytest.skip("this system has no apt-get")
+    for folder in ("lists/partial", "cache/archives/partial", "etc/apt.conf.d", "etc/sources.list.d"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "status").touch()
+    configuration = tmp_path / "apt.conf"
+    configuration.write_text(
+        f'Dir::State "{tmp_path}"; Dir::State::status "{tmp_path}/status"; Dir::Cache "{tmp_path}/cache";'
+        f'Dir::Etc "{tmp_path}/etc"; APT::Sandbox::User "";'
+    )
+    monkeypatch.setenv("APT_CONFIG", str(configuration))
+    return tmp_path / "lists" / "lock"
+
+
+def test_lists_that_another_program_updates_are_waited_for(
+    checkout: Checkout, as_root: Path, own_apt: Path, tmp_path: Path
+) -> None:
+    """A new machine does so by itself, just when somebody sets this up."""
+    (script := tmp_path / "lock.py").write_text(LOCK)
+    with subprocess.Popen([sys.executable, script, own_apt, "hold"], stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "held\n"
+            can_install_etcd(as_root, "exec /usr/bin/apt-get update")
+            program(as_root / "sleep", f"kill {holder.pid}; exec {sys.executable} {script} {own_apt}")
+            waited = checkout.setup("dev", path=str(as_root))
+        finally:
+            holder.kill()
+    assert waited.returncode == 0, waited.stderr
+    assert waited.stderr.splitlines() == [
+        "setup: apt-get install etcd-server",
+        "setup: another program holds apt's lock; waiting for it, 300 s at most",
+    ]
+
+
+@pytest.mark.parametrize(("text", "waits_s"), [("Could not get lock", 300), ("The repository is not signed", 0)])
+def test_update_that_fails_is_shown(checkout: Checkout, as_root: Path, tmp_path: Path, text: str, waits_s: int) -> None:
+    """Once the time for the lock is over; whatever else is wrong, waiting does not help."""
+    (slept := tmp_path / "slept").touch()
+    can_install_etcd(as_root, f"echo 'E: {text}'; exit 100")
+    program(as_root / "sleep", f'echo "$1" >>{slept}')
+    failed = checkout.setup("dev", path=str(as_root))
+    assert failed.returncode == 1
+    assert slept.read_text() == "1\n" * waits_s
+    assert failed.stderr.count("waiting") == min(waits_s, 1)
+    assert f"E: {text}\nsetup: apt-get update failed; the whole output is in " in failed.stderr
 
 
 def test_unknown_kind_is_refused(checkout: Checkout) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lambent.errors import NodeLostError, ServiceError, UnavailableError
+from lambent.errors import ServiceError, UnavailableError
 from lambent_scheduler.core.actions import Bind
 from lambent_scheduler.core.call_book import CallBook
 from lambent_scheduler.core.environments import Phase
@@ -345,8 +345,11 @@ class Dispatcher(CallBook):
         self._scaler.node_settled(node)
         self._scaler.room_changed()
 
-    def node_lost(self, node_id: str, now: float) -> None:  # noqa: ARG002 - every event has its time, used or not
-        """A node is gone with all its environments; their calls fail. Nothing happens when it is not known."""
+    def node_lost(self, node_id: str, error: ServiceError, now: float) -> None:  # noqa: ARG002 - every event has its time
+        """A node is gone with all its environments; their calls fail with `error`, marked as dispatched.
+
+        Nothing happens when the node is not known.
+        """
         node = self._nodes.leave(node_id)
         if node is None:
             return
@@ -355,7 +358,7 @@ class Dispatcher(CallBook):
             self._fleet.remove(environment)
             versions[environment.version] = None
             if environment.call is not None:
-                self._fail_running(environment, NodeLostError(f"node {node_id} is lost"))
+                self._fail_running(environment, error)
         for version in versions:
             self._scaler.demand_changed(version)
             self._fleet.forget_unused(version)

@@ -38,6 +38,10 @@ log = structlog.get_logger(__name__)
 # AWS Lambda: concurrency of an account and region.
 ACCOUNT_CONCURRENCY = 1_000
 
+# A watch that is not interrupted shows a write within milliseconds. A writer waits longer, and once; a reader polls.
+_READ_WAIT_S = 1.0
+_WRITE_WAIT_S = 5.0
+
 
 class FunctionServicer(function_pb2_grpc.FunctionServiceServicer):
     """Serves FunctionService. All methods raise classes of `lambent.errors`; the server's interceptor maps them.
@@ -354,7 +358,7 @@ class FunctionServicer(function_pb2_grpc.FunctionServiceServicer):
         """Write what is decided, and wait until this scheduler's own view shows it."""
         result, revision = await self._repository.change(function, decide, whole=whole, with_account=with_account)
         # When it does not show, it is written all the same: an error would make the caller do it again.
-        await self._until_seen(function, revision)
+        await self._until_seen(function, revision, _WRITE_WAIT_S)
         return result
 
     async def _loaded(self, function: FunctionId) -> Loaded:
@@ -363,14 +367,14 @@ class FunctionServicer(function_pb2_grpc.FunctionServiceServicer):
         Whoever is told that a function is ACTIVE, or updated, invokes it next, and that is decided by the view.
         """
         loaded = await self._repository.load(function)
-        await self._until_seen(function, loaded.revision)
+        await self._until_seen(function, loaded.revision, _READ_WAIT_S)
         return loaded
 
-    async def _until_seen(self, function: FunctionId, revision: int) -> None:
+    async def _until_seen(self, function: FunctionId, revision: int, timeout_s: float) -> None:
         try:
-            await self._table.wait_for_revision(revision)
+            await self._table.wait_for_revision(revision, timeout_s=timeout_s)
         except UnavailableError:
-            log.warning("write_not_seen", account=function.account, function=function.name, revision=revision)
+            log.warning("view_behind", account=function.account, function=function.name, revision=revision)
 
     async def _delete_function(self, function: FunctionId) -> None:
         def decide(loaded: Loaded) -> tuple[Write, None]:

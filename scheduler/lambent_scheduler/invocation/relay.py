@@ -243,9 +243,9 @@ class Relay:
         )
         self._act()
 
-    def detached(self, link: NodeLink, error: NodeLostError) -> None:
-        """A node is lost: its calls end at once with an error that says they may have run."""
-        self.dispatcher.node_lost(link.node_id, time.monotonic())
+    def detached(self, link: NodeLink, error: UnavailableError) -> None:
+        """A node is lost or left: its calls end at once with an error that says they may have run."""
+        self.dispatcher.node_lost(link.node_id, error, time.monotonic())
         self._act()
         calls, link.calls = list(link.calls.values()), {}
         for relayed in calls:
@@ -419,6 +419,13 @@ class Relay:
                 while any(link.calls for link in self.links.values()):
                     self._call_left.clear()
                     await self._call_left.wait()
+        error = UnavailableError(
+            "the scheduler stopped before the function had answered; it may still run", dispatched=True
+        )
+        for link in self.links.values():
+            if link.attached:
+                link.attached = False  # the link itself has nothing to say any more
+                self.detached(link, error)
         tasks = list(self._link_tasks.values())
         for task in tasks:
             task.cancel()
