@@ -36,10 +36,10 @@ MAX_RESPONSE_BYTES = MAX_PAYLOAD_BYTES + 100
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 """Bound of one message, by gRPC or over TCP: room for a unary 6 MiB payload and for a full batch."""
 
-_BATCH_BYTES = 256 * 1024
-"""A batch is closed once it holds this much, so that small frames behind it do not wait for a long write."""
+_BATCH_BYTES = MAX_PIECE_BYTES
+"""A batch is closed once it holds this much: one piece of a body, so that who comes next waits for one and no more."""
 
-_BODIES_SHARE_BYTES = 2 * MAX_PIECE_BYTES
+_BODIES_SHARE_BYTES = _BATCH_BYTES // 2
 """What short frames leave of a batch while bodies wait: at least one piece goes along, whatever their own size."""
 
 _BATCH_FRAMES = 256
