@@ -18,6 +18,9 @@ log = structlog.get_logger(__name__)
 _MAX_STRANGER_BYTES = 4 * 1024
 """Largest message of a peer that has not said who it is: its name and the token."""
 
+_CLOSE_S = 10.0
+"""How long a connection that is closed may take to send what was written to it."""
+
 _MAX_CONNECTIONS = 1_024
 """Connections that one server holds; a further one is closed at once."""
 
@@ -61,7 +64,7 @@ class MessageServer(Generic[SentT, ReceivedT]):
         """
         host, _, port = listen.rpartition(":")
         loop = asyncio.get_running_loop()
-        if host.strip("[]") == "::":
+        if host.strip("[]") == "::" and socket.has_dualstack_ipv6():
             # All addresses, IPv4's too, as gRPC understands it.
             listening = socket.create_server(("::", int(port)), family=socket.AF_INET6, dualstack_ipv6=True)
             self._server = await loop.create_server(self._stream, sock=listening)
@@ -104,3 +107,5 @@ class MessageServer(Generic[SentT, ReceivedT]):
             log.exception("connection_failed")
         finally:
             stream.close()
+            # What was written leaves, unless the peer does not take it.
+            asyncio.get_running_loop().call_later(_CLOSE_S, stream.abort)

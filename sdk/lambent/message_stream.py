@@ -43,8 +43,8 @@ _LOOK_S = 5.0
 """How often a patient stream looks."""
 
 _TCP_INFO_BYTES = 60
-_UNACKNOWLEDGED, _SINCE_ACKNOWLEDGEMENT_MS = 24, 56
-"""Where linux/tcp.h has these in its tcp_info: segments, and milliseconds."""
+_UNANSWERED_PROBES, _UNACKNOWLEDGED, _SINCE_ACKNOWLEDGEMENT_MS = 3, 24, 56
+"""Where linux/tcp.h has these in its tcp_info: a byte, segments, and milliseconds."""
 
 
 class _Message(Protocol):
@@ -234,7 +234,8 @@ class MessageStream(asyncio.Protocol, Generic[SentT, ReceivedT]):
         info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
         (unacknowledged,) = struct.unpack_from("=I", info, _UNACKNOWLEDGED)
         (silent_ms,) = struct.unpack_from("=I", info, _SINCE_ACKNOWLEDGEMENT_MS)
-        if unacknowledged and silent_ms > _SILENT_S * 1000:
+        # While the peer's window is closed nothing is under way but probes of it, which a machine that lives answers.
+        if (unacknowledged or info[_UNANSWERED_PROBES] > 1) and silent_ms > _SILENT_S * 1000:
             self._fail(f"the peer's machine has acknowledged nothing for {silent_ms / 1000:.0f} s")
         else:
             self._look = asyncio.get_running_loop().call_later(_LOOK_S, self._look_at_silence, connection)

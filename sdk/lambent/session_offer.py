@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from typing import Any
 
     from lambent.message_stream import MessageStream
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_NETWORK = Path("/proc/self/ns/net")
 
 OFFER_KEY = "lambent-session-offer-bin"
 """Name of the metadata that hold a SessionOffer."""
@@ -28,6 +33,7 @@ class Proofs:
     """
 
     def __init__(self, key: bytes, *, caller: str, scheduler: str) -> None:
+        caller, scheduler = _end(caller), _end(scheduler)
         self.of_caller = _mac(key, f"caller {caller} scheduler {scheduler}")
         self.of_scheduler = _mac(key, f"scheduler {scheduler} caller {caller}")
 
@@ -44,3 +50,16 @@ class Proofs:
 
 def _mac(key: bytes, text: str) -> bytes:
     return hmac.digest(key, text.encode(), hashlib.sha256)
+
+
+def _end(address: str) -> str:
+    """An end of a connection; one on loopback with the name of its network, since every machine has the same addresses.
+
+    That is the boot's id and the network namespace's number, as far as the system tells them.
+    """
+    if not ipaddress.ip_address(address.partition(" ")[0]).is_loopback:
+        return address
+    try:
+        return f"{address} {_BOOT_ID.read_text().strip()} {_NETWORK.stat().st_ino}"
+    except OSError:
+        return address

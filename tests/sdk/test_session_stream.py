@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
@@ -12,7 +14,7 @@ from tests.sdk.service import TOKEN, echo, serving
 
 import lambent
 from lambent.message_stream import MessageStream
-from lambent.session_offer import OFFER_KEY
+from lambent.session_offer import OFFER_KEY, Proofs
 from lambent.v1 import invocation_pb2
 from lambent_common.message_server import MessageServer
 from lambent_scheduler.invocation.session_port import SessionPort
@@ -105,3 +107,18 @@ async def test_scheduler_without_a_session_port_is_used_by_grpc(monkeypatch: pyt
         service.handlers["echo"] = echo
         async with lambent.AsyncClient(service.address, token=TOKEN) as client:
             assert (await client.invoke("echo", 1)).json() == 1
+
+
+@pytest.mark.parametrize(("host", "same"), [("127.0.0.1", False), ("192.0.2.7", True)])
+def test_loopback_addresses_of_two_machines_are_two(host: str, same: bool) -> None:
+    """A claim that was made at one end of a tunnel is of no use at the other, where the addresses may be the same."""
+    if subprocess.run(["unshare", "--net", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no network namespace can be made here")
+    caller, scheduler = f"{host} 50122", f"{host} 9402"
+    script = f"""
+from lambent.session_offer import Proofs
+print(Proofs(b"key", caller={caller!r}, scheduler={scheduler!r}).of_caller.hex())
+"""
+    command = ["unshare", "--net", sys.executable, "-c", script]
+    elsewhere = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.strip()
+    assert (Proofs(b"key", caller=caller, scheduler=scheduler).of_caller.hex() == elsewhere) == same

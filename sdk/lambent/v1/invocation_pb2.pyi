@@ -162,7 +162,8 @@ class SessionOffer(message.Message):
 
     Both sides prove that they know the key, which is not sent again: by HMAC-SHA256 under it of the ASCII text
     "caller A scheduler B" or "scheduler B caller A", the name of the side that proves first, A and B being the two ends of
-    the connection as that side sees them, such as "127.0.0.1 50122".
+    the connection as that side sees them, such as "192.0.2.7 50122". To an end on loopback are added, after a space each,
+    /proc/sys/kernel/random/boot_id and the inode number of /proc/self/ns/net, where the system has both.
     """
 
     DESCRIPTOR: descriptor.Descriptor
