@@ -250,7 +250,9 @@ class MessageStream(asyncio.Protocol, Generic[SentT, ReceivedT]):
             readable.set_result(None)
 
 
-def _address(name: tuple[str, int]) -> str:
+def _address(name: tuple[str, int] | None) -> str:
+    if name is None:  # The peer was gone before the connection was set up.
+        raise MessageStreamError("the connection is lost")
     host = ipaddress.ip_address(name[0].partition("%")[0])
     return f"{getattr(host, 'ipv4_mapped', None) or host} {name[1]}"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -288,6 +289,20 @@ async def test_who_does_not_read_is_cut_off_unless_the_stream_is_patient(
             client.abort()
     finally:
         await server.stop()
+
+
+async def test_the_address_of_a_peer_that_is_gone_at_once_is_an_error() -> None:
+    """It may reset the connection while it is set up; then the system knows no other end any more."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        ours = socket.create_connection(listener.getsockname())
+        theirs, _ = listener.accept()
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        theirs.close()
+        stream: Client = MessageStream(node_pb2.EventBatch.FromString)
+        await asyncio.get_running_loop().create_connection(lambda: stream, sock=ours)
+        with pytest.raises(MessageStreamError):
+            _ = stream.peer_address
+        stream.abort()
 
 
 @pytest.mark.parametrize("closed", [False, True])
