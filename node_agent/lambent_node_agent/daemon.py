@@ -14,9 +14,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from lambent.errors import UnavailableError
 from lambent.v1 import node_pb2, record_pb2
-from lambent_common.collector import settle_collector
 from lambent_common.etcd import EtcdClient
 from lambent_common.log_streams import ensure_log_streams
+from lambent_common.memory import settle_memory
 from lambent_common.message_server import MessageServer
 from lambent_common.nats import connect_nats
 from lambent_common.packages import PackageStore
@@ -151,7 +151,7 @@ class _Agent:
                 await registration.wait_until_registered()
         except TimeoutError as error:
             raise UnavailableError(f"etcd took no record of the node within {_REGISTRATION_TIMEOUT_S:g} s") from error
-        settle_collector()
+        settle_memory()
         announce_ready(ready_fd, node=address)
         log.info("ready", node_id=config.node_id, address=address, runtimes=self._sandboxes.runtimes, **capacity)
         await stopping.wait()

@@ -26,7 +26,7 @@ from lambent_node_agent.epochs import EpochFence
 if TYPE_CHECKING:
     from lambent_node_agent.node import Node
 
-Stream = MessageStream[node_pb2.EventBatch, node_pb2.OrderBatch]
+Stream = MessageStream[node_pb2.NodeEvent, node_pb2.OrderBatch]
 
 log = structlog.get_logger(__name__)
 
@@ -58,11 +58,7 @@ class NodeService:
             log.warning("scheduler_refused", error=error.message)
             await _refuse(stream, error)
             return
-
-        async def write(events: list[node_pb2.NodeEvent]) -> None:
-            await stream.write(node_pb2.EventBatch(events=events))
-
-        attachment = Attachment(first.orders[0].hello.scheduler_id, write)
+        attachment = Attachment(first.orders[0].hello.scheduler_id, stream.write)
         self._node.attach(attachment)
         writing = asyncio.create_task(attachment.writer.run())
         reading = asyncio.create_task(self._read(first, attachment, stream))
@@ -206,6 +202,6 @@ class NodeService:
 
 async def _refuse(stream: Stream, error: ServiceError) -> None:
     try:
-        await stream.write(node_pb2.EventBatch(events=[node_pb2.NodeEvent(refusal=to_frame(error))]))
+        await stream.write([node_pb2.NodeEvent(refusal=to_frame(error))])
     except MessageStreamError as lost:
         log.warning("refusal_not_told", error=str(lost))

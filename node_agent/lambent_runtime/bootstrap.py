@@ -326,7 +326,7 @@ async def _await(awaitable: Any) -> object:
 
 
 def parse_event(event: memoryview) -> object:
-    """Return the event as the handler gets it; no bytes at all are an empty object, as on AWS.
+    """Return the event as the handler gets it, and let go of its bytes; none at all are an empty object, as on AWS.
 
     Raises:
         FaultError: It is not JSON, in UTF-8 as RFC 8259 has it.
@@ -334,7 +334,9 @@ def parse_event(event: memoryview) -> object:
     if not event:
         return {}
     try:
-        return json.loads(str(event, "utf-8"))
+        text = str(event, "utf-8")
+        event.release()
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise FaultError("Runtime.UnmarshalError", f"Unable to unmarshal input: {error}") from error
 

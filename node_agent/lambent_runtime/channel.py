@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import enum
 import select
+import socket
 import struct
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Mapping
 
 
@@ -234,7 +234,7 @@ class BlockingChannel:
         view = memoryview(body)
         filled = len(start)
         while filled < length:
-            count = self._connection.recv_into(view[filled:])
+            count = self._connection.recv_into(view[filled:], 0, socket.MSG_WAITALL)
             if not count:
                 raise ProtocolError("the channel ended inside a frame", Kind.INVOKE, length)
             filled += count

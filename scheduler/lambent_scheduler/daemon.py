@@ -21,10 +21,10 @@ from lambent.v1 import (
     log_pb2_grpc,
     record_pb2,
 )
-from lambent_common.collector import settle_collector
 from lambent_common.etcd import EtcdClient
 from lambent_common.grpc_server import GrpcServer
 from lambent_common.log_streams import ensure_log_streams
+from lambent_common.memory import settle_memory
 from lambent_common.nats import connect_nats
 from lambent_common.packages import PackageStore
 from lambent_common.readiness import announce_ready
@@ -231,7 +231,7 @@ class _Scheduler:
             grpc_port = await self._server.start(config.listen)
             grpc = f"{config.listen.rpartition(':')[0]}:{grpc_port}"
             await self._ownership.announce(grpc)
-            settle_collector()
+            settle_memory()
             announce_ready(ready_fd, grpc=grpc, http=f"http://{host}:{http_port}")
             if not config.credentials.token:
                 log.warning("no_token", listen=config.listen)

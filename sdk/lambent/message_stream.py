@@ -1,6 +1,7 @@
 """Protobuf messages over one TCP connection, where every microsecond counts: between daemons, and under a session.
 
-A message is its length in four bytes, big-endian, and its bytes. docs/adr/0005 says why this is not gRPC.
+A message is its length in four bytes, big-endian, and its bytes. docs/adr/0005 says why this is not gRPC. What is
+sent is a batch: a message whose field 1 repeats frames.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from google.protobuf.message import DecodeError
 from lambent.framing import MAX_MESSAGE_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 _LENGTH_BYTES = 4
 
@@ -47,11 +48,17 @@ _UNANSWERED_PROBES, _UNACKNOWLEDGED, _SINCE_ACKNOWLEDGEMENT_MS = 3, 24, 56
 """Where linux/tcp.h has these in its tcp_info: a byte, segments, and milliseconds."""
 
 
+_FRAME_TAG = b"\x0a"
+"""Field 1 with a length, in protobuf's encoding."""
+
+
 class _Message(Protocol):
     def SerializeToString(self) -> bytes: ...  # noqa: N802 - protobuf's name
 
 
 SentT = TypeVar("SentT", bound=_Message)
+"""A frame."""
+
 ReceivedT = TypeVar("ReceivedT")
 
 
@@ -111,13 +118,19 @@ class MessageStream(asyncio.Protocol, Generic[SentT, ReceivedT]):
             self._open_transport().resume_reading()
         return message
 
-    async def write(self, message: SentT) -> None:
-        """Send a message; returns at once while the connection takes what it is given.
+    async def write(self, frames: Sequence[SentT], /) -> None:
+        """Send a batch of frames as one message; returns at once while the connection takes what it is given.
 
         Raises:
             MessageStreamError: The connection is lost.
         """
-        body = message.SerializeToString()
+        await self._write(batch_bytes(frames))
+
+    async def write_message(self, message: _Message) -> None:
+        """Send a message that is no batch. Raises as `write`."""
+        await self._write(message.SerializeToString())
+
+    async def _write(self, body: bytes) -> None:
         transport = self._open_transport()
         length = len(body).to_bytes(_LENGTH_BYTES, "big")
         # Not `writelines`: asyncio's own sends an empty last piece again and again (seen up to CPython 3.13.5), and
@@ -248,6 +261,28 @@ class MessageStream(asyncio.Protocol, Generic[SentT, ReceivedT]):
         readable, self._readable = self._readable, None
         if readable is not None and not readable.done():
             readable.set_result(None)
+
+
+def batch_bytes(frames: Sequence[SentT]) -> bytes:
+    """Serialize a message whose field 1 repeats `frames`.
+
+    Protobuf itself would serialize each frame, parse that into a copy inside the message, and serialize the copy.
+    """
+    parts: list[bytes] = []
+    for frame in frames:
+        data = frame.SerializeToString()
+        parts += (_FRAME_TAG, _varint(len(data)), data)
+    return b"".join(parts)
+
+
+def _varint(number: int) -> bytes:
+    """Encode a length as protobuf does: seven bits a byte, the lowest first."""
+    encoded = bytearray()
+    while number > 0x7F:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    encoded.append(number)
+    return bytes(encoded)
 
 
 def _address(name: tuple[str, int] | None) -> str:

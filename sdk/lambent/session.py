@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import functools
 from typing import TYPE_CHECKING
 
 from lambent import errors
 from lambent.connection import transport_errors
-from lambent.framing import INITIAL_CREDIT_BYTES, MAX_PIECE_BYTES, Body, FrameWriter
+from lambent.framing import INITIAL_CREDIT_BYTES, MAX_FRAME_BYTES, Body, FrameWriter
 from lambent.message_stream import MessageStreamError
 from lambent.v1 import frame_pb2, invocation_pb2
 
@@ -47,7 +48,7 @@ class Session:
 
     def __init__(self, stream: SessionStream) -> None:
         self._stream = stream
-        self._writer: FrameWriter[_Frame] = FrameWriter(self._write, lambda: len(self._calls))
+        self._writer: FrameWriter[_Frame] = FrameWriter(stream.write, lambda: len(self._calls))
         self._calls: dict[int, _Call] = {}
         self._last_call_id = 0
         self._failure: errors.ServiceError | None = None
@@ -134,15 +135,15 @@ class Session:
         self._last_call_id = call_id = self._last_call_id + 1
         self._calls[call_id] = call
         size = len(payload)
-        if size <= MAX_PIECE_BYTES:
+        if size <= MAX_FRAME_BYTES:
             opening.payload = payload
             opening.complete = True
-            self._writer.send(_Frame(call_id=call_id, open=opening), size)
+            self._writer.send(_open_frame(call_id, opening), size)
         else:
-            opening.payload = payload[:MAX_PIECE_BYTES]
-            self._writer.send(_Frame(call_id=call_id, open=opening), MAX_PIECE_BYTES)
-            call.body = Body(self._writer, lambda piece: _Frame(call_id=call_id, data=frame_pb2.Data(payload=piece)))
-            call.body.push(payload[MAX_PIECE_BYTES:])
+            opening.payload = payload[:MAX_FRAME_BYTES]
+            self._writer.send(_open_frame(call_id, opening), MAX_FRAME_BYTES)
+            call.body = Body(self._writer, functools.partial(_data_frame, call_id))
+            call.body.push(memoryview(payload)[MAX_FRAME_BYTES:])
             call.body.finish(_Frame(call_id=call_id, end=frame_pb2.End()))
         return call_id
 
@@ -157,11 +158,10 @@ class Session:
     def _consumed(self, call_id: int, call: _Call, size: int) -> None:
         call.consumed += size
         if call.consumed >= _GRANT_AT_BYTES and call_id in self._calls:
-            self._writer.send(_Frame(call_id=call_id, window=frame_pb2.Window(credit_bytes=call.consumed)))
+            frame = _Frame(call_id=call_id)
+            frame.window.credit_bytes = call.consumed
+            self._writer.send(frame)
             call.consumed = 0
-
-    async def _write(self, frames: list[_Frame]) -> None:
-        await self._stream.write(invocation_pb2.SessionRequest(frames=frames))
 
     async def _read(self) -> None:
         while (response := await self._stream.read()) is not None:
@@ -248,3 +248,18 @@ class Session:
             elif call.pieces is not None:
                 call.pieces.put_nowait(own)
         self._writer.close()
+
+
+# Set field by field: protobuf serializes a message that its constructor is given, and parses it again.
+
+
+def _open_frame(call_id: int, opening: invocation_pb2.InvocationOpen) -> _Frame:
+    frame = _Frame(call_id=call_id)
+    frame.open.CopyFrom(opening)
+    return frame
+
+
+def _data_frame(call_id: int, piece: bytes) -> _Frame:
+    frame = _Frame(call_id=call_id)
+    frame.data.payload = piece
+    return frame

@@ -28,7 +28,7 @@ _MAX_PROOF_BYTES = 1024
 """Largest message until it is known who sends them."""
 
 _GrpcCall = grpc.aio.StreamStreamCall[invocation_pb2.SessionRequest, invocation_pb2.SessionResponse]
-_Messages = MessageStream[invocation_pb2.SessionRequest, invocation_pb2.SessionResponse]
+_Messages = MessageStream[invocation_pb2.SessionRequestFrame, invocation_pb2.SessionResponse]
 
 
 class SessionStream(Protocol):
@@ -37,8 +37,8 @@ class SessionStream(Protocol):
     async def read(self) -> invocation_pb2.SessionResponse | None:
         """Give the next message; None once the scheduler has ended the session."""
 
-    async def write(self, message: invocation_pb2.SessionRequest, /) -> None:
-        """Send a message; waits while the scheduler takes no more."""
+    async def write(self, frames: list[invocation_pb2.SessionRequestFrame], /) -> None:
+        """Send a batch of frames as one message; waits while the scheduler takes no more."""
 
     async def finish(self) -> None:
         """Write nothing more; what was written still leaves."""
@@ -101,7 +101,7 @@ async def _take(offer: invocation_pb2.SessionOffer, grpc_address: str) -> _Messa
             stream.max_message_bytes = _MAX_PROOF_BYTES
             proofs = Proofs.for_caller(offer.key, stream)
             claim = invocation_pb2.SessionClaim(ticket=offer.ticket, proof=proofs.of_caller)
-            await stream.write(invocation_pb2.SessionRequest(claim=claim))
+            await stream.write_message(invocation_pb2.SessionRequest(claim=claim))
             answer = await stream.read()
         if answer is not None and hmac.compare_digest(answer.proof, proofs.of_scheduler):
             stream.max_message_bytes = MAX_MESSAGE_BYTES
@@ -129,8 +129,8 @@ class _GrpcStream:
             raise InternalError("the scheduler sent what is no message of a session", dispatched=True)
         return response
 
-    async def write(self, message: invocation_pb2.SessionRequest, /) -> None:
-        await self._call.write(message)
+    async def write(self, frames: list[invocation_pb2.SessionRequestFrame], /) -> None:
+        await self._call.write(invocation_pb2.SessionRequest(frames=frames))
 
     async def finish(self) -> None:
         with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError):  # It has ended: nothing is left to finish.

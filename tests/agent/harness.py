@@ -18,7 +18,7 @@ from nats.aio.client import Client
 from tests.etcd_server import EtcdServer, etcd_server
 from tests.nats_server import NatsServer, nats_server
 
-from lambent.framing import INITIAL_CREDIT_BYTES, MAX_PIECE_BYTES, FrameWriter
+from lambent.framing import INITIAL_CREDIT_BYTES, MAX_FRAME_BYTES, PIECE_BYTES, FrameWriter
 from lambent.message_stream import MessageStream, connect
 from lambent.v1 import frame_pb2, log_pb2, node_pb2
 from lambent_common.etcd import EtcdClient
@@ -71,7 +71,7 @@ class Scheduler:
 
     def __init__(self, address: str, scheduler_id: str) -> None:
         self._address = address
-        self._stream: MessageStream[node_pb2.OrderBatch, node_pb2.EventBatch]
+        self._stream: MessageStream[node_pb2.NodeOrder, node_pb2.EventBatch]
         self._scheduler_id = scheduler_id
         self.writer: FrameWriter[node_pb2.NodeOrder] = FrameWriter(self._write)
         self.welcome = node_pb2.Welcome()
@@ -87,7 +87,7 @@ class Scheduler:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def _write(self, orders: list[node_pb2.NodeOrder]) -> None:
-        await self._stream.write(node_pb2.OrderBatch(orders=orders))
+        await self._stream.write(orders)
 
     async def attach(self) -> None:
         """Say Hello and wait for Welcome."""
@@ -128,7 +128,7 @@ class Scheduler:
             answer.body += event.data.payload
             answer.pieces += 1
             answer.first.set()
-            assert len(event.data.payload) <= MAX_PIECE_BYTES
+            assert len(event.data.payload) <= PIECE_BYTES
             if self.auto_credit:
                 self.grant(event.call_id, len(event.data.payload))
         elif kind == "end":
@@ -182,19 +182,19 @@ class Scheduler:
             environment_id=environment_id,
             request_id=str(uuid.uuid4()),
             invoked_function_arn=ARN + "f",
-            payload=payload[:MAX_PIECE_BYTES],
-            complete=len(payload) <= MAX_PIECE_BYTES,
+            payload=payload[:MAX_FRAME_BYTES],
+            complete=len(payload) <= MAX_FRAME_BYTES,
         )
         if "complete" in fields:
             opening.complete = bool(fields.pop("complete"))
         opening.MergeFrom(node_pb2.InvokeOpen(**fields))  # type: ignore[arg-type] # the tests' own keywords
         order = node_pb2.NodeOrder(call_id=call_id, open=opening, partition=self.partition, owner_epoch=self.epoch)
         self.writer.send(order)
-        rest = payload[MAX_PIECE_BYTES:]
+        rest = payload[MAX_FRAME_BYTES:]
         if rest:
             assert len(rest) <= INITIAL_CREDIT_BYTES, "the harness sends no more than the first credit"
-            for start in range(0, len(rest), MAX_PIECE_BYTES):
-                data = frame_pb2.Data(payload=rest[start : start + MAX_PIECE_BYTES])
+            for start in range(0, len(rest), PIECE_BYTES):
+                data = frame_pb2.Data(payload=rest[start : start + PIECE_BYTES])
                 self.writer.send(node_pb2.NodeOrder(call_id=call_id, data=data))
             self.end_payload(call_id)
         return call_id

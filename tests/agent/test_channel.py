@@ -12,11 +12,23 @@ from lambent_runtime.channel import FROM_RUNTIME, HEADER, MAX_RESULT_BYTES, Kind
 
 
 class Pipe(asyncio.Transport):
-    """A transport that only notes that it was closed."""
+    """A transport that notes what is written, and that it was closed. It is full after each piece."""
 
     def __init__(self) -> None:
         super().__init__()
         self.aborted = False
+        self.protocol: RuntimeChannel | None = None
+        self.written: list[bytes] = []
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.written.append(bytes(data))
+        assert self.protocol is not None
+        self.protocol.pause_writing()
+
+    def take(self) -> None:
+        """Let the other end read all."""
+        assert self.protocol is not None
+        self.protocol.resume_writing()
 
     def abort(self) -> None:
         self.aborted = True
@@ -45,6 +57,7 @@ def connected() -> tuple[RuntimeChannel, Ear, Pipe]:
     ear, pipe = Ear(), Pipe()
     channel = RuntimeChannel(ear)
     channel.connection_made(pipe)
+    pipe.protocol = channel
     return channel, ear, pipe
 
 
@@ -98,3 +111,23 @@ def test_nothing_is_heard_after_a_violation() -> None:
     channel, ear, _ = connected()
     channel.data_received(encode_frame(Kind.CHUNK, b"a") + b"\0\0\0\1\x63zz" + encode_frame(Kind.RESULT, b"b"))
     assert ear.heard == [(Kind.CHUNK, b"a"), "frame of unknown kind 99"]
+
+
+def test_a_long_frame_is_written_as_fast_as_it_is_taken() -> None:
+    """A whole event of 6 MiB at once would keep the agent from all other calls for milliseconds."""
+    channel, _, pipe = connected()
+    channel.send([b"1", b"2", b"3"])
+    channel.send([b"4"])
+    assert pipe.written == [b"1"]
+    for count in (2, 3, 4, 4):
+        pipe.take()
+        assert pipe.written == [b"1", b"2", b"3", b"4"][:count]
+
+
+def test_a_channel_that_is_closed_writes_no_more() -> None:
+    """What the runtime had not read is dropped with it."""
+    channel, _, pipe = connected()
+    channel.send([b"1", b"2"])
+    channel.close()
+    pipe.take()
+    assert pipe.written == [b"1"]

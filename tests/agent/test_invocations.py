@@ -8,7 +8,7 @@ import re
 import pytest
 from tests.agent.harness import RUNTIME, Scheduler, World
 
-from lambent.framing import INITIAL_CREDIT_BYTES
+from lambent.framing import INITIAL_CREDIT_BYTES, PIECE_BYTES
 from lambent.v1 import frame_pb2
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -225,12 +225,12 @@ async def test_a_slow_reader_stops_the_handler_and_nobody_else(agent: World, sch
 
 
 async def test_large_payloads_and_answers_travel_in_pieces(agent: World, scheduler: Scheduler) -> None:
-    """6 MiB both ways is the contract; no frame is over 64 KiB."""
-    source = "def handler(event, context): return event * 60"
+    """6 MiB both ways is the contract; no piece is over 32 KiB."""
+    source = "def handler(event, context): return event * 62"
     environment = await scheduler.start(await agent.function(source))
-    answer = await scheduler.invoke(environment, "y" * 100_000)
-    assert answer.json() == "y" * 6_000_000
-    assert answer.pieces >= 6_000_000 // 65536
+    answer = await scheduler.invoke(environment, "y" * 96_000)
+    assert answer.json() == "y" * 5_952_000
+    assert answer.pieces >= 5_952_000 // PIECE_BYTES
     await scheduler.stop(environment)
 
 

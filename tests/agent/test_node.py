@@ -319,7 +319,7 @@ async def test_a_scheduler_with_a_wrong_token_is_refused(agent: World) -> None:
     """Loopback is no authentication; the refusal says what is wrong."""
     stream = await connect(agent.address, node_pb2.EventBatch.FromString, timeout_s=20)
     hello = node_pb2.Hello(scheduler_id="s", token="wrong")
-    await stream.write(node_pb2.OrderBatch(orders=[node_pb2.NodeOrder(hello=hello)]))
+    await stream.write([node_pb2.NodeOrder(hello=hello)])
     async with asyncio.timeout(20):
         first = await stream.read()
         assert first is not None

@@ -85,14 +85,10 @@ class Node:
             self.changed.clear()
             await self.changed.wait()
 
-    async def serve(self, stream: MessageStream[node_pb2.EventBatch, node_pb2.OrderBatch]) -> None:
+    async def serve(self, stream: MessageStream[node_pb2.NodeEvent, node_pb2.OrderBatch]) -> None:
         """Serve one scheduler."""
-
-        async def write(events: list[node_pb2.NodeEvent]) -> None:
-            await stream.write(node_pb2.EventBatch(events=events))
-
         stream.max_message_bytes = MAX_MESSAGE_BYTES
-        writer: FrameWriter[node_pb2.NodeEvent] = FrameWriter(write)
+        writer: FrameWriter[node_pb2.NodeEvent] = FrameWriter(stream.write)
         self.writer = writer
         writer.send(node_pb2.NodeEvent(welcome=self.welcome))
         writing = asyncio.create_task(writer.run())
@@ -252,7 +248,7 @@ class RawSession:
     async def send(self, call_id: int, **frame: Any) -> None:
         """Send one frame."""
         request = invocation_pb2.SessionRequestFrame(call_id=call_id, **frame)
-        await self.stream.write(invocation_pb2.SessionRequest(frames=[request]))
+        await self.stream.write([request])
 
     async def end(self, call_id: int) -> frame_pb2.End:
         """Wait for the END of a call; what came before it stays in `frames`."""

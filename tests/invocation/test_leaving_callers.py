@@ -12,7 +12,7 @@ from tests.invocation import front as front_module
 from tests.invocation.front import METADATA, Front, Node, RawSession, echo, flowing, front, opening, silent
 
 from lambent import errors
-from lambent.framing import INITIAL_CREDIT_BYTES
+from lambent.framing import INITIAL_CREDIT_BYTES, FrameWriter
 from lambent.rpc_errors import from_frame, from_rpc_error
 from lambent.v1 import frame_pb2, invocation_pb2
 from lambent_scheduler.core.limits import Limits
@@ -192,10 +192,10 @@ async def test_the_whole_payload_of_a_unary_call_counts_while_it_waits() -> None
 async def test_a_session_whose_answers_cannot_be_sent_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """The caller learns of a defect; silence would keep it waiting for ever."""
 
-    async def write(session: session_module.CallerSession, frames: object) -> None:
+    async def write(frames: object) -> None:
         raise ValueError("a defect")
 
-    monkeypatch.setattr(session_module.CallerSession, "_write", write)
+    monkeypatch.setattr(session_module, "FrameWriter", lambda _, calls_in_flight: FrameWriter(write, calls_in_flight))
     async with asyncio.timeout(20), front(Node(echo), "f") as door:
         raw = await door.raw_session()
         await raw.send(1, open=opening("f", complete=True))

@@ -12,7 +12,7 @@ from tests.invocation.front import METADATA, Node, echo, front, opening, silent
 from lambent import errors
 from lambent.connection import Connection
 from lambent.endpoint import Endpoint
-from lambent.framing import FrameWriter
+from lambent.framing import PIECE_BYTES, FrameWriter
 from lambent.rpc_errors import from_frame, from_rpc_error
 from lambent.session_stream import open_stream
 from lambent.v1 import frame_pb2, invocation_pb2, node_pb2
@@ -202,7 +202,7 @@ async def test_a_reader_that_stops_leaves_early_and_cancels() -> None:
     async with asyncio.timeout(30), front(node, "f") as door:
         session = await door.session()
         items = session.stream(opening("f", streaming=True), b"")
-        assert await anext(items) == bytes(65_536)
+        assert await anext(items) == bytes(PIECE_BYTES)
         await items.aclose()  # type: ignore[attr-defined]  # an async generator
         await node.until(lambda: any(order.WhichOneof("order") == "cancel" for order in node.orders))
         await session.close()

@@ -21,7 +21,7 @@ from lambent.v1 import frame_pb2, invocation_pb2
 from lambent_common.message_server import MessageServer
 from lambent_scheduler.invocation import session_port
 
-Stream = MessageStream[invocation_pb2.SessionRequest, invocation_pb2.SessionResponse]
+Stream = MessageStream[invocation_pb2.SessionRequestFrame, invocation_pb2.SessionResponse]
 Call = grpc.aio.StreamStreamCall[invocation_pb2.SessionRequest, invocation_pb2.SessionResponse]
 
 
@@ -49,7 +49,7 @@ async def _claim(
     """Claim an offer; gives the scheduler's proof, or None when the connection is closed instead."""
     claim = invocation_pb2.SessionClaim(ticket=ticket, proof=proof)
     try:
-        await stream.write(invocation_pb2.SessionRequest(claim=claim, frames=frames))
+        await stream.write_message(invocation_pb2.SessionRequest(claim=claim, frames=frames))
         answer = await stream.read()
     except MessageStreamError:
         return None

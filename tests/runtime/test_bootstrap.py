@@ -35,6 +35,20 @@ async def test_an_event_comes_back_as_it_was_sent(world: Lab, event: object) -> 
         assert await function.invoke(event) == event
 
 
+async def test_large_events_use_the_same_memory_again(world: Lab) -> None:
+    """Memory that went back to the kernel after each event would be faulted in anew for the next, page by page."""
+    code = """
+import resource
+def handler(event, context):
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+"""
+    async with world.function(code) as function:
+        faults = [await function.invoke("x" * 6_000_000) for _ in range(4)]
+    assert isinstance(faults[3], int)
+    assert isinstance(faults[2], int)
+    assert faults[3] - faults[2] < 6_000_000 // 4096
+
+
 async def test_no_event_is_an_empty_object(world: Lab) -> None:
     """AWS hands `{}` to the handler when the caller sent nothing."""
     async with world.function(ECHO) as function:

@@ -22,7 +22,7 @@ from typing import Any
 import grpc
 
 from lambent import errors
-from lambent.framing import MAX_PIECE_BYTES
+from lambent.framing import PIECE_BYTES
 from lambent.rpc_errors import to_frame, to_status
 from lambent.v1 import (
     cluster_pb2,
@@ -36,6 +36,7 @@ from lambent.v1 import (
     log_pb2_grpc,
 )
 from lambent_common.grpc_server import GrpcServer
+from lambent_scheduler.invocation.service import GrpcStream
 from lambent_scheduler.invocation.session_port import SessionPort
 
 TOKEN = "secret"
@@ -117,7 +118,7 @@ class InvocationServicer(invocation_pb2_grpc.InvocationServiceServicer):
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
         with self.session_port.offer(context.peer()) as metadata:
             await context.send_initial_metadata(metadata)
-            if await self._serve(context):
+            if await self._serve(GrpcStream(context)):
                 await context.abort_with_status(
                     to_status(errors.UnavailableError("the scheduler stops", dispatched=True))
                 )
@@ -132,7 +133,7 @@ class InvocationServicer(invocation_pb2_grpc.InvocationServiceServicer):
             while (frame := await frames.get()) is not None:
                 if frame is _LEFT:
                     return False
-                await stream.write(invocation_pb2.SessionResponse(frames=[frame]))
+                await stream.write([frame])
         finally:
             tasks = [reading, dropping, *(call.task for call in calls.values() if call.task)]
             for task in tasks:
@@ -511,4 +512,4 @@ def _node(node_id: str) -> cluster_pb2.Node:
 
 
 def _cut(answer: bytes) -> list[bytes]:
-    return [answer[start : start + MAX_PIECE_BYTES] for start in range(0, len(answer), MAX_PIECE_BYTES)]
+    return [answer[start : start + PIECE_BYTES] for start in range(0, len(answer), PIECE_BYTES)]

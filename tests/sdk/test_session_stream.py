@@ -21,11 +21,11 @@ from lambent_scheduler.invocation.session_port import SessionPort
 
 
 async def _other_proof(stream: Any) -> None:
-    await stream.write(invocation_pb2.SessionResponse(proof=b"a guess"))
+    await stream.write_message(invocation_pb2.SessionResponse(proof=b"a guess"))
 
 
 async def _same_proof(stream: Any) -> None:
-    await stream.write(invocation_pb2.SessionResponse(proof=_CLAIMS[-1].claim.proof))
+    await stream.write_message(invocation_pb2.SessionResponse(proof=_CLAIMS[-1].claim.proof))
 
 
 async def _silence(_stream: Any) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lambent.framing import INITIAL_CREDIT_BYTES, MAX_PIECE_BYTES, Body, FrameWriter
+from lambent.framing import INITIAL_CREDIT_BYTES, MAX_FRAME_BYTES, PIECE_BYTES, Body, FrameWriter
 
 Frame = tuple[str, bytes]
 
@@ -108,7 +108,7 @@ async def test_an_abandoned_body_sends_nothing_more() -> None:
     stream = Stream()
     writer: FrameWriter[Frame] = FrameWriter(stream.write)
     body = _body(writer, "gone")
-    body.push(bytes(MAX_PIECE_BYTES))
+    body.push(bytes(PIECE_BYTES))
     body.finish(("end", b""))
     body.abandon()
     assert await _run_to_end(writer, stream) == []
@@ -144,9 +144,7 @@ async def test_the_stream_s_own_error_ends_the_writer() -> None:
         await writer.run()
 
 
-@given(
-    st.lists(st.lists(st.sampled_from([0, 1, MAX_PIECE_BYTES, MAX_PIECE_BYTES + 1, 200_000]), max_size=4), max_size=4)
-)
+@given(st.lists(st.lists(st.sampled_from([0, 1, PIECE_BYTES, PIECE_BYTES + 1, 200_000]), max_size=4), max_size=4))
 def test_every_body_arrives_whole_in_order_and_in_pieces(bodies: list[list[int]]) -> None:
     """Whatever is pushed in whatever portions, each receiver gets exactly its own bytes."""
 
@@ -164,7 +162,7 @@ def test_every_body_arrives_whole_in_order_and_in_pieces(bodies: list[list[int]]
                 body.push(payload)
             body.finish((f"end {index}", b""))
         frames = await _run_to_end(writer, stream)
-        assert all(len(piece) <= MAX_PIECE_BYTES for _, piece in frames)
+        assert all(len(piece) <= PIECE_BYTES for _, piece in frames)
         for name, whole in expected.items():
             assert b"".join(piece for other, piece in frames if other == name) == whole
             assert [other for other, _ in frames if other.endswith(name)][-1] == f"end {name}"
@@ -173,14 +171,14 @@ def test_every_body_arrives_whole_in_order_and_in_pieces(bodies: list[list[int]]
 
 
 async def test_a_body_moves_however_many_short_frames_wait() -> None:
-    """Frames of nearly 64 KiB that never end leave room for a piece in each batch."""
+    """Frames of 64 KiB that never end leave room for a piece in each batch."""
     stream = Stream()
     writer: FrameWriter[Frame] = FrameWriter(stream.write)
     body = _body(writer, "body")
-    body.push(b"x" * 6 * MAX_PIECE_BYTES)
-    body.grant(6 * MAX_PIECE_BYTES)
+    body.push(b"x" * 6 * PIECE_BYTES)
+    body.grant(6 * PIECE_BYTES)
     for _ in range(20):
-        writer.send(("short", b"y" * 60_000), 60_000)
+        writer.send(("short", b"y" * MAX_FRAME_BYTES), MAX_FRAME_BYTES)
     await _run_to_end(writer, stream)
     assert all("body" in {name for name, _ in batch} for batch in stream.batches[:2])
 
@@ -190,7 +188,7 @@ async def test_a_body_never_leaves_before_the_opening_of_its_call() -> None:
     stream = Stream()
     writer: FrameWriter[Frame] = FrameWriter(stream.write)
     for number in range(20):
-        writer.send((f"open {number}", b""), MAX_PIECE_BYTES)
+        writer.send((f"open {number}", b""), PIECE_BYTES)
         body = _body(writer, f"piece {number}")
         body.push(b"x")
         body.finish((f"end {number}", b""))

@@ -12,6 +12,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lambent import message_stream
 from lambent.framing import MAX_MESSAGE_BYTES
@@ -19,8 +21,8 @@ from lambent.message_stream import MessageStream, MessageStreamError, connect
 from lambent.v1 import frame_pb2, node_pb2
 from lambent_common.message_server import MessageServer
 
-Client = MessageStream[node_pb2.OrderBatch, node_pb2.EventBatch]
-Server = MessageStream[node_pb2.EventBatch, node_pb2.OrderBatch]
+Client = MessageStream[node_pb2.NodeOrder, node_pb2.EventBatch]
+Server = MessageStream[node_pb2.NodeEvent, node_pb2.OrderBatch]
 Serve = Callable[[Server], Awaitable[None]]
 
 
@@ -38,7 +40,7 @@ def _raw(batch: node_pb2.OrderBatch) -> bytes:
 
 
 @contextlib.asynccontextmanager
-async def _server(serve: Serve) -> AsyncIterator[tuple[str, MessageServer[node_pb2.EventBatch, node_pb2.OrderBatch]]]:
+async def _server(serve: Serve) -> AsyncIterator[tuple[str, MessageServer[node_pb2.NodeEvent, node_pb2.OrderBatch]]]:
     server = MessageServer(node_pb2.OrderBatch.FromString, serve)
     port = await server.start("127.0.0.1:0")
     try:
@@ -81,11 +83,18 @@ async def test_messages_of_every_size_arrive_in_order() -> None:
     async with _server(collector.serve) as (address, _):
         client = await _connect(address)
         for size in sizes:
-            await client.write(_orders(size) if size else node_pb2.OrderBatch())
+            await client.write(_orders(size).orders if size else ())
         client.close()
         await collector.ended.wait()
     assert collector.sizes == sizes
     assert collector.error is None
+
+
+@given(st.lists(st.one_of(st.integers(0, 300), st.sampled_from([16_381, 16_383, 16_384, 2_097_151, 2_097_152]))))
+def test_a_batch_is_what_protobuf_makes_of_its_frames(sizes: list[int]) -> None:
+    """Frames of every size, so that their lengths take one to four bytes."""
+    frames = [node_pb2.NodeOrder(hello=node_pb2.Hello(scheduler_id="x" * size)) for size in sizes]
+    assert message_stream.batch_bytes(frames) == node_pb2.OrderBatch(orders=frames).SerializeToString()
 
 
 async def test_a_message_may_arrive_byte_by_byte() -> None:
@@ -134,7 +143,7 @@ async def test_a_stranger_may_send_little() -> None:
 
     async with _server(serve) as (address, _):
         client = await _connect(address)
-        await client.write(_orders(5_000))
+        await client.write(_orders(5_000).orders)
         await collector.ended.wait()
         client.abort()
     assert collector.sizes == []
@@ -154,7 +163,7 @@ async def test_silent_strangers_keep_nobody_out() -> None:
     async with _server(serve) as (address, _):
         silent = [await _connect(address) for _ in range(300)]
         client = await _connect(address)
-        await client.write(_orders(7))
+        await client.write(_orders(7).orders)
         await collector.received.wait()
         for stream in (*silent, client):
             stream.abort()
@@ -178,7 +187,7 @@ async def test_a_reader_that_stops_stops_the_writer() -> None:
         async def write() -> None:
             nonlocal written
             for _ in range(100):
-                await client.write(_orders(1_000_000))
+                await client.write(_orders(1_000_000).orders)
                 written += 1
 
         writing = asyncio.create_task(write())
@@ -218,10 +227,10 @@ async def test_writing_after_the_end_is_an_error() -> None:
 
     async with _server(serve) as (address, _):
         client = await _connect(address)
-        await client.write(_orders(1))
+        await client.write(_orders(1).orders)
         assert await client.read() is None
         with pytest.raises(MessageStreamError):
-            await client.write(_orders(1))
+            await client.write(_orders(1).orders)
 
 
 async def test_an_address_where_nobody_listens_is_an_error() -> None:
@@ -238,7 +247,7 @@ async def test_a_stopped_server_ends_its_connections() -> None:
     collector = Collector()
     async with _server(collector.serve) as (address, server):
         client = await _connect(address)
-        await client.write(_orders(1))
+        await client.write(_orders(1).orders)
         await collector.received.wait()
         await server.stop()
         assert await client.read() is None
@@ -267,9 +276,7 @@ async def test_who_does_not_read_is_cut_off_unless_the_stream_is_patient(
     async def serve(stream: Server) -> None:
         nonlocal written
         while True:
-            await stream.write(
-                node_pb2.EventBatch(events=[node_pb2.NodeEvent(data=frame_pb2.Data(payload=bytes(60_000)))])
-            )
+            await stream.write([node_pb2.NodeEvent(data=frame_pb2.Data(payload=bytes(60_000)))])
             written += 1
 
     server = MessageServer(node_pb2.OrderBatch.FromString, serve, patient=patient)
@@ -325,7 +332,7 @@ class Message:
 
 async def fill(stream):
     while True:
-        await stream.write(Message())
+        await stream.write([Message()])
 
 async def main(closed):
     message_stream._SILENT_S, message_stream._LOOK_S = 0.5, 0.1

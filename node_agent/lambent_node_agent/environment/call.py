@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Final, Protocol
 
 from lambent.errors import CancelledError, InvalidRequestContentError, RequestTooLargeError, ServiceError
-from lambent.framing import INITIAL_CREDIT_BYTES, MAX_PAYLOAD_BYTES, MAX_PIECE_BYTES, Body, FrameWriter
+from lambent.framing import INITIAL_CREDIT_BYTES, MAX_FRAME_BYTES, MAX_PAYLOAD_BYTES, Body, FrameWriter
 from lambent.rpc_errors import to_frame
 from lambent.v1 import frame_pb2, node_pb2
 from lambent_node_agent.environment.failures import MAX_STREAMED_BYTES
@@ -92,7 +92,7 @@ class Call:
         error = CancelledError(f"The answer of invocation {request_id} was not read to its end.", dispatched=True)
         cut = frame_pb2.End(report=end.report, service_error=to_frame(error))
         stream.forget(self)
-        stream.writer.send(node_pb2.NodeEvent(call_id=self.call_id, end=cut))
+        stream.writer.send(self._end_event(cut))
 
     # Payload, in
 
@@ -113,8 +113,9 @@ class Call:
         self._pieces.append(payload)
         self._granted += len(payload)
         if self._granted >= _GRANT_AT_BYTES and self._stream is not None:
-            window = frame_pb2.Window(credit_bytes=self._granted)
-            self._stream.writer.send(node_pb2.NodeEvent(call_id=self.call_id, window=window))
+            event = node_pb2.NodeEvent(call_id=self.call_id)
+            event.window.credit_bytes = self._granted
+            self._stream.writer.send(event)
             self._granted = 0
 
     def payload_end(self, payload: bytes) -> None:
@@ -169,11 +170,11 @@ class Call:
         stream = self._stream
         if stream is None:
             return
-        if self._answer is None and len(payload) <= MAX_PIECE_BYTES:
+        if self._answer is None and len(payload) <= MAX_FRAME_BYTES:
             end.payload = payload
             stream.forget(self)
             size = len(payload) + len(end.error_payload)
-            stream.writer.send(node_pb2.NodeEvent(call_id=self.call_id, end=end), size)
+            stream.writer.send(self._end_event(end), size)
             return
         body = self._body(stream)
         body.push(payload)
@@ -181,7 +182,7 @@ class Call:
             self._end = end
         else:
             stream.forget(self)
-        body.finish(node_pb2.NodeEvent(call_id=self.call_id, end=end))
+        body.finish(self._end_event(end))
 
     def fail(self, error: ServiceError) -> None:
         """Answer that the call failed outside the function."""
@@ -194,7 +195,15 @@ class Call:
         return self._answer
 
     def _data_event(self, piece: bytes) -> node_pb2.NodeEvent:
-        return node_pb2.NodeEvent(call_id=self.call_id, data=frame_pb2.Data(payload=piece))
+        event = node_pb2.NodeEvent(call_id=self.call_id)
+        event.data.payload = piece
+        return event
+
+    def _end_event(self, end: frame_pb2.End) -> node_pb2.NodeEvent:
+        # Copied, not given to the constructor, which serializes and parses it again.
+        event = node_pb2.NodeEvent(call_id=self.call_id)
+        event.end.CopyFrom(end)
+        return event
 
     def _sent(self, _size: int) -> None:
         assert self._answer is not None

@@ -8,6 +8,7 @@ one exception: it is an honest mistake, and is read and thrown away so that the 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from typing import Protocol, cast
 
 from lambent_runtime.channel import FROM_RUNTIME, HEADER, Kind
@@ -39,6 +40,8 @@ class RuntimeChannel(asyncio.Protocol):
         self._wanted = HEADER.size
         self._discard = 0
         self._paused = False
+        self._unsent: deque[bytes] = deque()
+        self._writable = True
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the event loop."""
@@ -69,12 +72,22 @@ class RuntimeChannel(asyncio.Protocol):
 
         What the runtime does not read yet is held: one frame at most, since it gets one at a time.
         """
-        if self._transport is None:
-            return
-        if len(frame) == 1:
-            self._transport.write(frame[0])
-        else:
-            self._transport.writelines(frame)
+        self._unsent.extend(frame)
+        self._send_more()
+
+    def pause_writing(self) -> None:
+        """Called by the event loop: the socket is full."""
+        self._writable = False
+
+    def resume_writing(self) -> None:
+        """Called by the event loop: the socket takes more."""
+        self._writable = True
+        self._send_more()
+
+    def _send_more(self) -> None:
+        """Write what the socket takes, in pieces, so that a large event does not hold up the agent's other work."""
+        while self._unsent and self._writable and self._transport is not None:
+            self._transport.write(self._unsent.popleft())
 
     def pause(self) -> None:
         """Stop reading; the runtime blocks once the socket is full."""
@@ -92,6 +105,7 @@ class RuntimeChannel(asyncio.Protocol):
         """Close at once; nothing is heard any more."""
         transport, self._transport = self._transport, None
         self._buffer.clear()
+        self._unsent.clear()
         if transport is not None:
             transport.abort()
 

@@ -75,7 +75,7 @@ class NodeLink:
         self._hello = node_pb2.Hello(scheduler_id=scheduler_id, token=token)
         self._events = events
         self._last_call_id = 0
-        self._stream: MessageStream[node_pb2.OrderBatch, node_pb2.EventBatch] | None = None
+        self._stream: MessageStream[node_pb2.NodeOrder, node_pb2.EventBatch] | None = None
 
     def next_call_id(self) -> int:
         """Give an id for a call on this connection."""
@@ -118,7 +118,7 @@ class NodeLink:
         log.warning("node_detached", node_id=self.node_id, address=self.address, reason=reason)
         return was_attached
 
-    async def _read(self, stream: MessageStream[node_pb2.OrderBatch, node_pb2.EventBatch]) -> None:
+    async def _read(self, stream: MessageStream[node_pb2.NodeOrder, node_pb2.EventBatch]) -> None:
         async with asyncio.timeout(_ATTACH_TIMEOUT_S):
             batch = await stream.read()
         while batch is not None:
@@ -153,7 +153,7 @@ class NodeLink:
 
     async def _write(self, orders: list[node_pb2.NodeOrder]) -> None:
         assert self._stream is not None
-        await self._stream.write(node_pb2.OrderBatch(orders=orders))
+        await self._stream.write(orders)
 
 
 def _first(errors: BaseExceptionGroup[MessageStreamError]) -> BaseException:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lambent.errors import InvalidRequestContentError, RequestTooLargeError
-from lambent.framing import MAX_PIECE_BYTES
+from lambent.framing import MAX_FRAME_BYTES
 
 if TYPE_CHECKING:
     from lambent.v1 import invocation_pb2
@@ -28,8 +28,8 @@ def check_opening(opening: invocation_pb2.InvocationOpen) -> None:
         RequestTooLargeError: Its payload is over a piece.
         InvalidRequestContentError: Something else is.
     """
-    if len(opening.payload) > MAX_PIECE_BYTES:
-        raise RequestTooLargeError(f"the first piece of a payload holds at most {MAX_PIECE_BYTES} bytes")
+    if len(opening.payload) > MAX_FRAME_BYTES:
+        raise RequestTooLargeError(f"the first piece of a payload holds at most {MAX_FRAME_BYTES} bytes")
     if len(opening.client_context) > _MAX_CLIENT_CONTEXT_BYTES:
         raise InvalidRequestContentError(
             f"Client context must be no more than {_MAX_CLIENT_CONTEXT_BYTES} bytes; "

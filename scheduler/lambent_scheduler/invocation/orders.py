@@ -19,11 +19,10 @@ def invoke_order(
     """Give the order that starts a call, `now` being the time of the dispatcher's clock."""
     call, opening = relayed.call, relayed.opening
     assert call is not None
-    return node_pb2.NodeOrder(
-        call_id=call_id,
-        partition=call.spec.partition,
-        owner_epoch=epoch,
-        open=node_pb2.InvokeOpen(
+    order = node_pb2.NodeOrder(call_id=call_id, partition=call.spec.partition, owner_epoch=epoch)
+    # Copied, not given to the constructor above, which serializes and parses it again.
+    order.open.CopyFrom(
+        node_pb2.InvokeOpen(
             environment_id=environment.environment_id,
             request_id=call.request_id,
             invoked_function_arn=relayed.invoked_arn,
@@ -35,8 +34,9 @@ def invoke_order(
             payload=opening.payload,
             complete=opening.complete,
             queue_us=int((now - call.arrived) * 1e6),
-        ),
+        )
     )
+    return order
 
 
 def start_order(environment_id: str, spec: VersionSpec, epoch: int) -> node_pb2.NodeOrder:

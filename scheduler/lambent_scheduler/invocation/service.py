@@ -17,6 +17,18 @@ if TYPE_CHECKING:
     from lambent_scheduler.invocation.relay import Relay
 
 
+class GrpcStream:
+    """A gRPC call as a CallerStream."""
+
+    def __init__(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        self.read = context.read
+        self._context = context
+
+    async def write(self, frames: list[invocation_pb2.SessionResponseFrame], /) -> None:
+        """Send a batch of frames as one message; waits while the caller takes no more."""
+        await self._context.write(invocation_pb2.SessionResponse(frames=frames))
+
+
 class InvocationServicer(invocation_pb2_grpc.InvocationServiceServicer):
     """Hands every call to the relay.
 
@@ -46,7 +58,7 @@ class InvocationServicer(invocation_pb2_grpc.InvocationServiceServicer):
         del request_iterator
         with self.session_port.offer(context.peer()) as metadata:
             await context.send_initial_metadata(metadata)
-            await self._serve_session(context, "grpc")
+            await self._serve_session(GrpcStream(context), "grpc")
 
     async def _serve_session(self, stream: CallerStream, way: str) -> None:
         self.sessions[way] += 1

@@ -9,7 +9,7 @@ import grpc.aio
 import structlog
 
 from lambent.errors import InvalidRequestContentError, ServiceError, ThrottledError
-from lambent.framing import MAX_PIECE_BYTES, Body, FrameWriter
+from lambent.framing import MAX_FRAME_BYTES, Body, FrameWriter
 from lambent.message_stream import MessageStreamError
 from lambent.rpc_errors import to_frame
 from lambent.v1 import frame_pb2, invocation_pb2
@@ -24,7 +24,7 @@ _Frame = invocation_pb2.SessionResponseFrame
 
 _MAX_CALLS = 1_024
 """Calls of one session whose END has not left: just over the account's concurrency, so that one client can use all of
-it, while what a session can make us hold stays bounded (320 KiB a call, of its payload or of its answer)."""
+it, while what a session can make us hold stays bounded (96 KiB a call, of its payload or of its answer)."""
 
 
 class CallerStream(Protocol):
@@ -33,8 +33,8 @@ class CallerStream(Protocol):
     async def read(self) -> object:
         """Give the next SessionRequest; anything else once the caller has ended the session."""
 
-    async def write(self, message: invocation_pb2.SessionResponse, /) -> None:
-        """Send a message; waits while the caller takes no more."""
+    async def write(self, frames: list[invocation_pb2.SessionResponseFrame], /) -> None:
+        """Send a batch of frames as one message; waits while the caller takes no more."""
 
 
 class _SessionReply:
@@ -60,7 +60,9 @@ class _SessionReply:
     def end(self, end: frame_pb2.End) -> None:
         """Pass on the outcome, behind the pieces."""
         self.relayed = None
-        frame = _Frame(call_id=self._call_id, end=end)
+        # Set field by field: protobuf serializes a message that its constructor is given, and parses it again.
+        frame = _Frame(call_id=self._call_id)
+        frame.end.CopyFrom(end)
         size = len(end.error_payload) if end.function_error else len(end.payload)
         if self._body is None or not self._body.buffered_bytes:
             self._session.calls.pop(self._call_id, None)
@@ -71,7 +73,9 @@ class _SessionReply:
 
     def window(self, credit_bytes: int) -> None:
         """Let the caller send more of the payload."""
-        self._session.writer.send(_Frame(call_id=self._call_id, window=frame_pb2.Window(credit_bytes=credit_bytes)))
+        frame = _Frame(call_id=self._call_id)
+        frame.window.credit_bytes = credit_bytes
+        self._session.writer.send(frame)
 
     def discard(self) -> None:
         """Drop the pieces that have not left yet."""
@@ -88,7 +92,7 @@ class _SessionReply:
         if (frame := self._end) is not None:
             self.discard()
             self._session.calls.pop(self._call_id, None)
-            self._session.writer.send(frame, MAX_PIECE_BYTES)
+            self._session.writer.send(frame, MAX_FRAME_BYTES)
 
     def _opened_body(self) -> Body[_Frame]:
         if self._body is None:
@@ -102,7 +106,9 @@ class _SessionReply:
             self._session.calls.pop(self._call_id, None)  # the END needs no credit: it leaves next
 
     def _data_frame(self, piece: bytes) -> _Frame:
-        return _Frame(call_id=self._call_id, data=frame_pb2.Data(payload=piece))
+        frame = _Frame(call_id=self._call_id)
+        frame.data.payload = piece
+        return frame
 
 
 class CallerSession:
@@ -116,7 +122,7 @@ class CallerSession:
     def __init__(self, relay: Relay, stream: CallerStream) -> None:
         self._relay = relay
         self._stream = stream
-        self.writer: FrameWriter[_Frame] = FrameWriter(self._write, lambda: len(self.calls))
+        self.writer: FrameWriter[_Frame] = FrameWriter(stream.write, lambda: len(self.calls))
         self.calls: dict[int, _SessionReply] = {}
 
     async def run(self) -> None:
@@ -184,6 +190,3 @@ class CallerSession:
     def _refuse(self, call_id: int, error: ServiceError) -> None:
         end = frame_pb2.End(service_error=to_frame(error))
         self.writer.send(_Frame(call_id=call_id, end=end))
-
-    async def _write(self, frames: list[_Frame]) -> None:
-        await self._stream.write(invocation_pb2.SessionResponse(frames=frames))

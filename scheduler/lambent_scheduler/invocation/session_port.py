@@ -25,7 +25,7 @@ from lambent_common.message_server import MessageServer
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
-Stream = MessageStream[invocation_pb2.SessionResponse, invocation_pb2.SessionRequest]
+Stream = MessageStream[invocation_pb2.SessionResponseFrame, invocation_pb2.SessionRequest]
 
 log = structlog.get_logger()
 
@@ -110,7 +110,7 @@ class SessionPort:
             log.warning("session_refused", peer=stream.peer_address, reason="no such offer" if key is None else "proof")
             return
         stream.max_message_bytes = MAX_MESSAGE_BYTES
-        await stream.write(invocation_pb2.SessionResponse(proof=proofs.of_scheduler))
+        await stream.write_message(invocation_pb2.SessionResponse(proof=proofs.of_scheduler))
         await self._serve_session(stream)
 
 

@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from lambent.errors import RequestTooLargeError
-from lambent.framing import INITIAL_CREDIT_BYTES, MAX_PAYLOAD_BYTES, MAX_PIECE_BYTES
+from lambent.framing import INITIAL_CREDIT_BYTES, MAX_FRAME_BYTES, MAX_PAYLOAD_BYTES, PIECE_BYTES
 from lambent.rpc_errors import from_frame
 from lambent.v1 import frame_pb2, invocation_pb2
 from lambent_scheduler.invocation.opening import LONGEST_WAIT_S
@@ -123,8 +123,8 @@ async def _answer(
             streaming=streaming,
             traceparent=request.traceparent,
             client_context=request.client_context,
-            payload=payload[:MAX_PIECE_BYTES],
-            complete=len(payload) <= MAX_PIECE_BYTES,
+            payload=payload[:MAX_FRAME_BYTES],
+            complete=len(payload) <= MAX_FRAME_BYTES,
         ),
         reply,
         held_bytes=len(payload),
@@ -147,11 +147,11 @@ async def _answer(
 
 async def _feed(relayed: RelayedCall, reply: _QueuedReply, payload: bytes) -> None:
     """Send the rest of a long payload, never faster than its credit."""
-    start = MAX_PIECE_BYTES
+    start = MAX_FRAME_BYTES
     while start < len(payload):
-        while reply.credit < MAX_PIECE_BYTES:
+        while reply.credit < PIECE_BYTES:
             await reply.wait_credit()
-        piece = payload[start : start + MAX_PIECE_BYTES]
+        piece = payload[start : start + PIECE_BYTES]
         reply.credit -= len(piece)
         relayed.payload_piece(piece)
         start += len(piece)
