@@ -28,7 +28,7 @@ class Data(message.Message):
     Times in frames are integers in microseconds, not google.protobuf.Duration: frames are made and read some thousand
     times a second in each process, and a nested message costs as much as all other fields together.
 
-    One piece of a body. At most 64 KiB, and never more than the credit that the receiver has given for this call.
+    One piece of a body. At most 32 KiB, and never more than the credit that the receiver has given for this call.
     """
 
     DESCRIPTOR: descriptor.Descriptor
@@ -49,7 +49,7 @@ class Data(message.Message):
 
 @typing.final
 class Window(message.Message):
-    """Gives the sender of a body credit for more DATA of this call. A call starts with 256 KiB in each direction. Bytes in
+    """Gives the sender of a body credit for more DATA of this call. A call starts with 32 KiB in each direction. Bytes in
     OPEN and END do not count: they are bounded by 64 KiB each and by the number of calls in flight.
     """
 

@@ -129,7 +129,9 @@ class SessionRequestFrame(message.Message):
 
 @typing.final
 class SessionRequest(message.Message):
-    """A batch of frames from the caller: everything that waited when the stream became free."""
+    """A batch of frames from the caller: everything that waited when the stream became free. Writers of batches rely on field
+    1 being what they repeat.
+    """
 
     DESCRIPTOR: descriptor.Descriptor
 
