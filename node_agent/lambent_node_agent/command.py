@@ -14,7 +14,7 @@ from lambent_common.credentials import Credentials
 from lambent_common.logging import configure_logging
 from lambent_common.machine import DEFAULT_MEMORY_SHARE, raise_open_files_limit, read_machine
 from lambent_common.priority import prefer_daemon
-from lambent_node_agent.config import AgentConfig, parse_controllers, parse_labels
+from lambent_node_agent.config import AgentConfig, parse_labels, parse_protections
 from lambent_node_agent.daemon import serve
 from lambent_node_agent.sandbox import SandboxError, enter_private_mount_namespace
 
@@ -78,7 +78,7 @@ from lambent_node_agent.sandbox import SandboxError, enter_private_mount_namespa
     "--allow-missing",
     default="",
     metavar="NAME[,NAME]",
-    help="Control group controllers (memory, pids) that functions may run without where the machine has none.",
+    help="Protections (memory, pids, seccomp) that functions may run without where the machine lacks them.",
 )
 @click.option("--ready-fd", type=int, hidden=True, help="Descriptor for the line that says where it serves.")
 @click.option(
@@ -127,7 +127,7 @@ def agent(  # noqa: PLR0917 - one parameter per option
             owner=owner or node_id,
             pool_size=pool_size,
             drain_s=drain_s,
-            allow_missing=parse_controllers(allow_missing),
+            allow_missing=parse_protections(allow_missing),
         )
         raise_open_files_limit()
         prefer_daemon()

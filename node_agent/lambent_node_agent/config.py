@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from lambent.errors import InvalidParameterError
-from lambent_node_agent.sandbox import NEEDED_CONTROLLERS
+from lambent_node_agent.sandbox import NEEDED_PROTECTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -39,7 +39,7 @@ class AgentConfig:
         owner: Mark in the names of cgroups and directories; what bears the mark of a dead agent is swept.
         pool_size: Ready-made sandboxes kept for each runtime.
         drain_s: How long running invocations may take after the order to stop.
-        allow_missing: Controllers without which functions may run all the same, without the limit.
+        allow_missing: Protections without which functions may run all the same.
     """
 
     node_id: str
@@ -94,15 +94,15 @@ def parse_labels(labels: Sequence[str]) -> dict[str, str]:
     return parsed
 
 
-def parse_controllers(names: str) -> frozenset[str]:
-    """Read names of controllers between commas.
+def parse_protections(names: str) -> frozenset[str]:
+    """Read names of protections between commas.
 
     Raises:
-        InvalidParameterError: A name is none of a controller that is needed.
+        InvalidParameterError: A name is none of a protection that is needed.
     """
     parsed = frozenset(filter(None, names.split(",")))
-    if unknown := sorted(parsed.difference(NEEDED_CONTROLLERS)):
+    if unknown := sorted(parsed.difference(NEEDED_PROTECTIONS)):
         raise InvalidParameterError(
-            f"--allow-missing {unknown[0]!r} is no controller that is needed: {', '.join(NEEDED_CONTROLLERS)}"
+            f"--allow-missing {unknown[0]!r} is no protection that is needed: {', '.join(NEEDED_PROTECTIONS)}"
         )
     return parsed

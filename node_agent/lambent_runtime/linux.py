@@ -54,6 +54,8 @@ MOVE_MOUNT_F_EMPTY_PATH = 0x4
 # linux/prctl.h
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
+PR_SET_SECCOMP = 22
+SECCOMP_MODE_FILTER = 2
 PR_SET_NAME = 15
 PR_CAPBSET_READ = 23
 PR_CAPBSET_DROP = 24
@@ -197,6 +199,18 @@ def signal_action(number: int) -> bytes:
     action = ctypes.create_string_buffer(_ACTION_BYTES)
     _check(_libc.sigaction(ctypes.c_int(number), None, action), f"sigaction({number})")
     return action.raw
+
+
+_FILTER_BYTES = 8
+"""Of a `struct sock_filter`."""
+_kept_filters: list[ctypes.Array[ctypes.c_char]] = []
+
+
+def filter_program(code: bytes) -> bytes:
+    """Return a `struct sock_fprog` of a seccomp filter, whose instructions stay where it says for good."""
+    buffer = ctypes.create_string_buffer(code, len(code))
+    _kept_filters.append(buffer)
+    return struct.pack("@HP", len(code) // _FILTER_BYTES, ctypes.addressof(buffer))
 
 
 def known_capabilities() -> range:

@@ -73,13 +73,15 @@ class Recipe:
     Args:
         targets: Where the slot's mounts belong.
         groups: Number of cgroup hierarchies.
+        filters: Programs against system calls, in the order in which they are installed.
     """
 
-    def __init__(self, targets: tuple[str, ...], groups: int) -> None:
+    def __init__(self, targets: tuple[str, ...], groups: int, filters: tuple[bytes, ...]) -> None:
         self._uid = Register()
         self._control = Register()
         self._mounts = tuple(Register() for _ in targets)
         self._groups = tuple(Register() for _ in range(groups))
+        self._filters = tuple(linux.filter_program(code) for code in filters)
         self._plan = Plan()
         self._describe(targets)
 
@@ -112,6 +114,7 @@ class Recipe:
         self._set_limits()
         self._drop_privileges()
         self._close_descriptors()
+        self._filter_system_calls()
 
     def _hear_of_children(self) -> None:
         call = self._plan.add
@@ -201,6 +204,11 @@ class Recipe:
         call("umask", 0o022)
         call("chdir", b"/")
         call("prctl", linux.PR_SET_NAME, PROCESS_NAME, 0, 0, 0)
+
+    def _filter_system_calls(self) -> None:
+        # 17. Last, since the steps above need what it refuses. Inherited by every process of the sandbox, for good.
+        for program in self._filters:
+            self._plan.add("prctl", linux.PR_SET_SECCOMP, linux.SECCOMP_MODE_FILTER, program, 0, 0)
 
     def _prctl(self, option: int, first: int) -> None:
         self._plan.add("prctl", option, first, 0, 0, 0)

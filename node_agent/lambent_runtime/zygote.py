@@ -42,7 +42,7 @@ _KEPT_BYTES = 16 * 1024 * 1024
 gets of it. Given back, each page is cleared and faulted in anew for the next event: three times the work of parsing."""
 
 
-def main(connection_fd: int, agent_pid: int, base: str, package: str, prefixes: list[str]) -> None:
+def main(connection_fd: int, agent_pid: int, base: str, package: str, *, filters: str, prefixes: list[str]) -> None:
     """Run as zygote until the agent closes the connection; in forks, as reaper and runtime.
 
     Args:
@@ -50,6 +50,7 @@ def main(connection_fd: int, agent_pid: int, base: str, package: str, prefixes: 
         agent_pid: The agent; when it is no longer the parent, it died before the death signal was set.
         base: Empty directory to build the root on.
         package: Directory of this package.
+        filters: What sandboxes install against system calls, in order: hexadecimal, between commas.
         prefixes: Directories outside `/usr` that this interpreter needs.
     """
     linux.set_parent_death_signal(signal.SIGKILL)
@@ -70,7 +71,8 @@ def main(connection_fd: int, agent_pid: int, base: str, package: str, prefixes: 
     # glibc adapts to the largest block of its own that a program has freed: it then keeps twice as much (mallopt(3)).
     bytes(_KEPT_BYTES // 2)
 
-    recipe, control = _serve(socket.socket(fileno=connection_fd), namespace)
+    programs = tuple(bytes.fromhex(program) for program in filters.split(",") if program)
+    recipe, control = _serve(socket.socket(fileno=connection_fd), namespace, programs)
 
     # From here on: PID 1 of a sandbox.
     try:
@@ -104,9 +106,9 @@ def _preload() -> None:
     random.getrandbits(1)
 
 
-def _serve(connection: socket.socket, namespace: int) -> tuple[sandbox.Recipe, int]:
+def _serve(connection: socket.socket, namespace: int, filters: tuple[bytes, ...]) -> tuple[sandbox.Recipe, int]:
     """Serve fork orders; returns only in a forked child, with its recipe and the descriptor of its control socket."""
-    recipe, prepared_for = sandbox.Recipe((), 0), ((), 0)
+    recipe, prepared_for = sandbox.Recipe((), 0, filters), ((), 0)
     messages.send(connection, {"event": "ready"})
     while True:
         message, descriptors = messages.receive(connection)
@@ -117,7 +119,7 @@ def _serve(connection: socket.socket, namespace: int) -> tuple[sandbox.Recipe, i
         control, mounts, groups = descriptors[0], descriptors[1 : 1 + len(targets)], descriptors[1 + len(targets) :]
         if prepared_for != (tuple(targets), len(groups)):  # as a rule, only before the first fork
             prepared_for = tuple(targets), len(groups)
-            recipe = sandbox.Recipe(*prepared_for)
+            recipe = sandbox.Recipe(*prepared_for, filters)
         recipe.fill_in(int(str(message["uid"])), control, groups, mounts)
         try:
             linux.unshare(linux.CLONE_NEWPID)

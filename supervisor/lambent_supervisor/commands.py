@@ -110,7 +110,7 @@ class WrongUsageError(CommandFailedError):
     "--allow-missing",
     default="",
     metavar="NAME[,NAME]",
-    help="Control group controllers (memory, pids) that functions may run without where the machine has none.",
+    help="Protections (memory, pids, seccomp) that functions may run without where the machine lacks them.",
 )
 @click.option("--etcd", metavar="URL[,URL]", help="Use this etcd, which nobody else uses, and start none.")
 @click.option("--nats", metavar="URL[,URL]", help="Use this NATS with JetStream, and start none.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import subprocess
 import sys
@@ -32,7 +33,10 @@ async def main(state, owner, runtime, *allowed):
         print("served")
 
 enter_private_mount_namespace()
-linux.umount("/sys/fs/cgroup/" + sys.argv[1])
+if sys.argv[1] == "seccomp":
+    linux.mount("/dev/null", sys.argv.pop(2), None, linux.MS_BIND)
+else:
+    linux.umount("/sys/fs/cgroup/" + sys.argv[1])
 asyncio.run(main(*sys.argv[2:]))
 """
 
@@ -76,8 +80,20 @@ def has_controller(name: str) -> bool:
 def run_without(controller: str, place: Path, *allowed: str) -> subprocess.CompletedProcess[str]:
     if not has_controller(controller):
         pytest.skip(f"{controller} has no hierarchy of its own here that could be hidden")
+    return run_host(controller, place, allowed=allowed)
+
+
+def installed_libseccomp() -> str:
+    ctypes.CDLL("libseccomp.so.2")
+    mappings = Path("/proc/self/maps").read_text().splitlines()
+    return next(line.split()[-1] for line in mappings if "libseccomp" in line)
+
+
+def run_host(
+    missing: str, place: Path, *hidden: str, allowed: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
     runtime = f"python{sys.version_info[0]}.{sys.version_info[1]}"
-    arguments = [controller, str(place / "state"), f"without-{os.getpid()}", runtime, *allowed]
+    arguments = [missing, *hidden, str(place / "state"), f"without-{os.getpid()}", runtime, *allowed]
     command = [sys.executable, "-c", HOST, *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 
@@ -93,6 +109,17 @@ async def test_a_machine_that_cannot_limit_functions_is_refused_unless_allowed_b
     allowed = await asyncio.to_thread(run_without, controller, place, controller)
     assert "served" in allowed.stdout, allowed.stderr
     assert "limit_not_enforced" in allowed.stdout
+
+
+async def test_a_machine_without_filters_of_system_calls_is_refused_unless_allowed_by_name(place: Path) -> None:
+    """Functions could then try every hole of the kernel."""
+    library = installed_libseccomp()
+    refused = await asyncio.to_thread(run_host, "seccomp", place, library)
+    assert "libseccomp.so.2 is not installed" in refused.stderr
+    assert "--allow-missing seccomp" in refused.stderr
+    allowed = await asyncio.to_thread(run_host, "seccomp", place, library, allowed=("seccomp",))
+    assert "served" in allowed.stdout, allowed.stderr
+    assert "system_calls_not_filtered" in allowed.stdout
 
 
 async def test_a_machine_that_cannot_share_cpu_is_warned_about(place: Path) -> None:

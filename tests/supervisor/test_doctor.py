@@ -25,7 +25,7 @@ GOOD = Facts(
     namespaces=dict.fromkeys(NAMESPACES),
     layout=Layout((UNIFIED,)),
     unwritable_groups=(),
-    seccomp_actions=("kill_process", "errno", "allow"),
+    seccomp_error=None,
     open_files=1 << 20,
     pids=4194304,
     runtimes={"python3.11": Path("/usr/bin/python3.11")},
@@ -100,10 +100,12 @@ def test_what_only_weakens_is_a_warning(name: str, change: dict[str, object]) ->
     assert check.help
 
 
-@pytest.mark.parametrize("actions", [(), GOOD.seccomp_actions])
-def test_a_protection_that_is_not_used_is_not_shown_as_one(actions: tuple[str, ...]) -> None:
-    """Whoever reads it would run hostile code."""
-    assert "do not use them yet" in named(dataclasses.replace(GOOD, seccomp_actions=actions), "seccomp").detail
+def test_missing_filters_of_system_calls_can_be_accepted_by_name() -> None:
+    """The agent refuses to start otherwise, and both say the same."""
+    check = named(dataclasses.replace(GOOD, seccomp_error="libseccomp.so.2 is not installed"), "seccomp")
+    assert check.status is Status.MISSING
+    assert check.detail == "libseccomp.so.2 is not installed"
+    assert "--allow-missing seccomp" in check.help
 
 
 def test_a_missing_controller_can_be_accepted_by_name() -> None:

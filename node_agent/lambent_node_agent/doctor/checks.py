@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lambent_common.programs import ETCD, NATS_SERVER, Program, Version
-from lambent_node_agent.sandbox import NEEDED_CONTROLLERS
+from lambent_node_agent.sandbox import NEEDED_CONTROLLERS, SECCOMP
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,8 +34,6 @@ WANTED_CONTROLLERS = ("cpu",)
 # The bounds of etcd (4 GiB), of the logs (1 GiB) and of a node's code (5 GiB); packages and events come on top.
 WANTED_DISK_MIB = 10_240
 MINIMUM_DISK_MIB = 1024
-
-SECCOMP_ACTIONS = ("errno", "kill_process", "allow")
 
 
 class Status(enum.Enum):
@@ -113,8 +111,10 @@ def _cgroups(facts: Facts) -> Check:
 
 
 def _seccomp(facts: Facts) -> Check:
-    has = "has" if all(action in facts.seccomp_actions for action in SECCOMP_ACTIONS) else "lacks"
-    return Check("seccomp", Status.OK, f"the kernel {has} filters; sandboxes do not use them yet")
+    if facts.seccomp_error is not None:
+        help_ = f"Without filters functions may make every system call: `lambent agent --allow-missing {SECCOMP}`."
+        return Check("seccomp", Status.MISSING, facts.seccomp_error, help_)
+    return Check("seccomp", Status.OK, "system calls are filtered")
 
 
 def _sandbox(facts: Facts) -> Check:

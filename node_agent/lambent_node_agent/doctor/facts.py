@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from lambent_common.machine import MEBIBYTE, Machine, read_machine
 from lambent_common.programs import ETCD, NATS_SERVER, Program, Version, find_program, program_version
 from lambent_node_agent.cgroups import Layout, read_layout
-from lambent_node_agent.sandbox import interpreters
+from lambent_node_agent.sandbox import SandboxError, interpreters
+from lambent_node_agent.sandbox.seccomp import compile_filters
 from lambent_runtime import linux
 
 from .trial import try_sandbox
@@ -51,7 +52,7 @@ class Facts:
         namespaces: For each of NAMESPACES None, or why it could not be made.
         layout: The hierarchies of control groups.
         unwritable_groups: Mount points of hierarchies in which no group can be made.
-        seccomp_actions: What seccomp filters may answer; empty without seccomp.
+        seccomp_error: Why system calls cannot be filtered; None when they can.
         open_files: Hard limit of descriptors, to which the agent raises its own; None means none.
         pids: Most processes of the machine.
         runtimes: Interpreters by the name of their runtime, with their paths.
@@ -68,7 +69,7 @@ class Facts:
     namespaces: Mapping[str, str | None]
     layout: Layout
     unwritable_groups: tuple[Path, ...]
-    seccomp_actions: tuple[str, ...]
+    seccomp_error: str | None
     open_files: int | None
     pids: int
     runtimes: Mapping[str, Path]
@@ -100,7 +101,7 @@ async def gather_facts(search_path: str, data_dir: Path) -> Facts:
         unwritable_groups=tuple(
             hierarchy.mount for hierarchy in layout.hierarchies if not _is_writable(hierarchy.own, hierarchy.mount)
         ),
-        seccomp_actions=tuple(_read("/proc/sys/kernel/seccomp/actions_avail").split()),
+        seccomp_error=_try_filters(),
         open_files=None if hard_limit == resource.RLIM_INFINITY else hard_limit,
         pids=int(_read("/proc/sys/kernel/pid_max") or 0),
         runtimes={name: interpreter.executable for name, interpreter in found.items()},
@@ -111,6 +112,15 @@ async def gather_facts(search_path: str, data_dir: Path) -> Facts:
         disk_free_mib=_free_mib(data_dir),
         sandbox_error=await try_sandbox(),
     )
+
+
+def _try_filters() -> str | None:
+    """Make the filters of system calls, without installing them; None, or why there can be none."""
+    try:
+        compile_filters()
+    except SandboxError as error:
+        return str(error)
+    return None
 
 
 def _find(program: Program, search_path: str) -> FoundProgram | None:

@@ -16,6 +16,7 @@ from lambent_node_agent.cgroups import CgroupError, Tree, read_layout
 from . import interpreters, mounts
 from .errors import SandboxError
 from .owner_lock import OwnerLock, lock_directory
+from .seccomp import compile_filters
 from .slots import SlotTable
 from .supply import Supply
 from .uid_range import UidRange
@@ -31,6 +32,12 @@ log = structlog.get_logger(__name__)
 NEEDED_CONTROLLERS = ("memory", "pids")
 """Without one of these a function could take the machine down; without cpu functions are only unfair to each other."""
 
+SECCOMP = "seccomp"
+"""Without its filters a function can try every hole of the kernel."""
+
+NEEDED_PROTECTIONS = (*NEEDED_CONTROLLERS, SECCOMP)
+"""Without one of these functions run only where the operator says so by name."""
+
 
 @dataclass(frozen=True, slots=True)
 class SandboxConfig:
@@ -44,7 +51,7 @@ class SandboxConfig:
             first one that is asked for on.
         search_path: Directories to look for interpreters in, before the standard ones.
         lock_dir: Where the agents of this machine agree on owner marks and UIDs.
-        allow_missing: Of `NEEDED_CONTROLLERS`, those without which functions may run all the same, without the limit.
+        allow_missing: Of `NEEDED_PROTECTIONS`, those without which functions may run all the same.
     """
 
     state_dir: Path
@@ -85,6 +92,7 @@ class SandboxHost:
         """
         async with self._resources:
             slots = self._prepare()
+            filters = _filters(self._config.allow_missing)
             found = await interpreters.discover(self._config.search_path)
             turn = asyncio.Lock()
             self._supplies = {
@@ -92,6 +100,7 @@ class SandboxHost:
                     interpreter,
                     self._directory / f"root-{runtime}",
                     slots,
+                    filters=filters,
                     pool_size=self._config.pool_size,
                     turn=turn,
                 )
@@ -201,6 +210,20 @@ def _cgroups_reported() -> Iterator[None]:
         yield
     except CgroupError as error:
         raise SandboxError(str(error)) from error
+
+
+def _filters(allowed: frozenset[str]) -> tuple[bytes, ...]:
+    """Make the filters of system calls; none where there can be none and the operator accepts that."""
+    try:
+        return compile_filters()
+    except SandboxError as error:
+        if SECCOMP not in allowed:
+            raise SandboxError(
+                f"functions would run without a filter of system calls: {error}; mend that, or accept it with "
+                f"--allow-missing {SECCOMP}"
+            ) from error
+        log.warning("system_calls_not_filtered", reason=str(error))
+        return ()
 
 
 def _require_controllers(missing: tuple[str, ...], allowed: frozenset[str]) -> None:

@@ -15,7 +15,7 @@ from .sandbox import KILL_TIMEOUT_S, SETUP_TIMEOUT_S, Sandbox, fork_into
 from .zygote_client import FORK_TIMEOUT_S, Zygote
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Coroutine, Sequence
     from pathlib import Path
     from typing import Any
 
@@ -42,16 +42,25 @@ class Supply:
         interpreter: What the zygote runs.
         base: Directory for the zygote's root; made when absent.
         slots: Where sandboxes get their slots.
+        filters: What they install against system calls, in order.
         pool_size: Blank sandboxes kept ready, from the first one that is asked for on.
         turn: Supplies that share it start their zygotes in the background one after the other.
     """
 
     def __init__(
-        self, interpreter: Interpreter, base: Path, slots: SlotTable, *, pool_size: int, turn: asyncio.Lock
+        self,
+        interpreter: Interpreter,
+        base: Path,
+        slots: SlotTable,
+        *,
+        filters: Sequence[bytes],
+        pool_size: int,
+        turn: asyncio.Lock,
     ) -> None:
         self._interpreter = interpreter
         self._base = base
         self._slots = slots
+        self._filters = filters
         self._pool_size = pool_size
         self._turn = turn
         self._zygote: Zygote | None = None
@@ -164,7 +173,7 @@ class Supply:
                 await self._zygote.stop()
             with mounts.reported("directory of a zygote's root"):
                 self._base.mkdir(exist_ok=True)
-            self._zygote = await Zygote.start(self._interpreter, self._base)
+            self._zygote = await Zygote.start(self._interpreter, self._base, self._filters)
             self._zygote.exited.add_done_callback(self._lost)
             return self._zygote
 

@@ -34,7 +34,7 @@ _START = """
 import sys
 sys.path.insert(0, sys.argv[5])
 from lambent_runtime import zygote
-zygote.main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4], sys.argv[6:])
+zygote.main(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:5], filters=sys.argv[6], prefixes=sys.argv[7:])
 """
 
 
@@ -58,12 +58,13 @@ class Zygote:
         self._loop.add_reader(connection.fileno(), self._read)
 
     @classmethod
-    async def start(cls, interpreter: Interpreter, base: Path) -> Zygote:
+    async def start(cls, interpreter: Interpreter, base: Path, filters: Sequence[bytes]) -> Zygote:
         """Start a zygote and wait until it serves.
 
         Args:
             interpreter: What to run.
             base: Empty directory for its root; it is mounted over in the zygote's namespace only.
+            filters: What its sandboxes install against system calls, in order.
 
         Raises:
             SandboxError: It did not come up; the reason is on the agent's stderr.
@@ -73,6 +74,7 @@ class Zygote:
         ours.setblocking(False)
         package = _PACKAGE
         arguments = [str(theirs.fileno()), str(os.getpid()), str(base), str(package), str(package.parent)]
+        arguments.append(",".join(program.hex() for program in filters))
         command = [str(interpreter.executable), "-I", "-S", "-c", _START, *arguments, *interpreter.prefixes]
         try:
             # Blocking, for the two milliseconds of a vfork: asyncio's own way may fork from another thread.

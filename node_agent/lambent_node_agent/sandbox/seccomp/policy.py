@@ -1,0 +1,107 @@
+"""Which system calls a function may make, and why; pure data.
+
+An allow-list: what is not named here is refused, so that a call that a later kernel brings is refused as well. It holds
+what programs of a Linux distribution need as an ordinary user, and leaves out what only administrators can use anyway
+(it would be refused for want of a capability: here it is refused before the kernel's code for it runs) and what has a
+history of holes and no use in a function.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """Holds when `argument & mask == value`.
+
+    Attributes:
+        argument: Number of the argument, from 0.
+        mask: Bits that count. The kernel reads most arguments as 32 bits wide: a mask of more would be circumvented by
+            bits that it ignores.
+        value: What they must be.
+    """
+
+    argument: int
+    mask: int
+    value: int
+
+
+_INT: Final = 0xFFFF_FFFF
+
+_FILES: Final = """
+    access cachestat chdir chmod chown close close_range copy_file_range creat dup dup2 dup3 faccessat faccessat2
+    fadvise64 fallocate fchdir fchmod fchmodat fchmodat2 fchown fchownat fcntl fdatasync fgetxattr flistxattr flock
+    fremovexattr fsetxattr fstat fstatfs fsync ftruncate futimesat getcwd getdents getdents64 getrandom getxattr
+    inotify_add_watch inotify_init inotify_init1 inotify_rm_watch ioctl lchown lgetxattr link linkat listxattr
+    llistxattr lremovexattr lseek lsetxattr lstat memfd_create mkdir mkdirat mknod mknodat newfstatat open openat
+    openat2 pipe pipe2 pread64 preadv preadv2 pwrite64 pwritev pwritev2 read readahead readlink readlinkat readv
+    removexattr rename renameat renameat2 rmdir sendfile setxattr splice stat statfs statx symlink symlinkat sync
+    sync_file_range syncfs tee truncate umask unlink unlinkat utime utimensat utimes vmsplice write writev
+"""
+"""`mknod` makes FIFOs; devices need a capability. `ioctl` acts on what could be opened, and there are no terminals."""
+
+_MEMORY: Final = """
+    brk madvise map_shadow_stack membarrier mincore mlock mlock2 mlockall mmap mprotect mremap msync munlock munlockall
+    munmap pkey_alloc pkey_free pkey_mprotect remap_file_pages
+"""
+
+_PROCESSES: Final = """
+    arch_prctl capget capset execve execveat exit exit_group fork get_robust_list getcpu getegid geteuid getgid
+    getgroups getpgid getpgrp getpid getppid getpriority getresgid getresuid getrlimit getrusage getsid gettid getuid
+    ioprio_get ioprio_set kill landlock_add_rule landlock_create_ruleset landlock_restrict_self pidfd_open
+    pidfd_send_signal prctl prlimit64 rseq sched_get_priority_max sched_get_priority_min sched_getaffinity sched_getattr
+    sched_getparam sched_getscheduler sched_rr_get_interval sched_setaffinity sched_setattr sched_setparam
+    sched_setscheduler sched_yield seccomp set_robust_list set_tid_address setfsgid setfsuid setgid setgroups setpgid
+    setpriority setregid setresgid setresuid setreuid setrlimit setsid setuid sysinfo times uname vfork wait4 waitid
+"""
+"""Changes of identity are refused by the kernel, in the way that programs expect. `seccomp` and `landlock` can only
+take more away."""
+
+_SIGNALS_AND_TIME: Final = """
+    alarm clock_getres clock_gettime clock_nanosleep getitimer gettimeofday nanosleep pause restart_syscall rt_sigaction
+    rt_sigpending rt_sigprocmask rt_sigqueueinfo rt_sigreturn rt_sigsuspend rt_sigtimedwait rt_tgsigqueueinfo setitimer
+    sigaltstack tgkill time timer_create timer_delete timer_getoverrun timer_gettime timer_settime timerfd_create
+    timerfd_gettime timerfd_settime tkill
+"""
+
+_WAITING: Final = """
+    epoll_create epoll_create1 epoll_ctl epoll_pwait epoll_pwait2 epoll_wait eventfd eventfd2 futex futex_requeue
+    futex_wait futex_waitv futex_wake io_cancel io_destroy io_getevents io_pgetevents io_setup io_submit poll ppoll
+    pselect6 select signalfd signalfd4
+"""
+
+_COMMUNICATION: Final = """
+    accept accept4 bind connect getpeername getsockname getsockopt listen mq_getsetattr mq_notify mq_open
+    mq_timedreceive mq_timedsend mq_unlink msgctl msgget msgrcv msgsnd recvfrom recvmmsg recvmsg semctl semget semop
+    semtimedop sendmmsg sendmsg sendto setsockopt shmat shmctl shmdt shmget shutdown socketpair
+"""
+"""System V IPC and message queues are of the sandbox's own namespace."""
+
+ALLOWED: Final = frozenset(" ".join((_FILES, _MEMORY, _PROCESSES, _SIGNALS_AND_TIME, _WAITING, _COMMUNICATION)).split())
+"""Calls that are allowed whatever their arguments."""
+
+_NEW_NAMESPACES: Final = 0x7E02_0080
+"""CLONE_NEW* of sched.h: time, mount, cgroup, UTS, IPC, user, PID and network namespace."""
+_NETLINK_ROUTE: Final = 0
+
+ALLOWED_IF: Final[dict[str, tuple[tuple[Condition, ...], ...]]] = {
+    # Threads and processes, but no namespaces: a user namespace would give back every capability inside it.
+    "clone": ((Condition(0, _NEW_NAMESPACES, 0),),),
+    # Families that programs use. Others (packet, vsock, alg, bluetooth, ...) are little used code in the kernel. Of
+    # netlink only what lists interfaces and routes.
+    "socket": (
+        (Condition(0, _INT, 1),),  # AF_UNIX
+        (Condition(0, _INT, 2),),  # AF_INET
+        (Condition(0, _INT, 10),),  # AF_INET6
+        (Condition(0, _INT, 16), Condition(2, _INT, _NETLINK_ROUTE)),  # AF_NETLINK
+    ),
+    # To ask for it, and to set what every process has; other personalities weaken the layout of memory.
+    "personality": ((Condition(0, _INT, 0),), (Condition(0, _INT, _INT),)),
+}
+"""Calls that are allowed when all conditions of one alternative hold."""
+
+UNSUPPORTED: Final = frozenset(("clone3",))
+"""Answered as by a kernel that does not have them, so that the C library falls back: a filter cannot see the flags of
+`clone3`, which are in memory."""
