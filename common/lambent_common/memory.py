@@ -14,7 +14,10 @@ page is cleared and faulted in anew for the next call, which costs more than all
 
 
 def settle_memory() -> None:
-    """Take all that the start-up has made out of the collector's sight, for good; call it when the daemon is ready."""
+    """Have memory treated as befits a daemon; call it when it is ready.
+
+    All that the start-up has made goes out of the collector's sight for good, and freed memory is kept for a while.
+    """
     gc.collect()
     gc.freeze()
     gc.set_threshold(*_THRESHOLDS)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Generic
 
 import structlog
 
-from lambent.message_stream import MessageStream, MessageStreamError, ReceivedT, SentT
+from lambent.message_stream import FrameT, MessageStream, MessageStreamError, ReceivedT
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -25,7 +25,7 @@ _MAX_CONNECTIONS = 1_024
 """Connections that one server holds; a further one is closed at once."""
 
 
-class MessageServer(Generic[SentT, ReceivedT]):
+class MessageServer(Generic[FrameT, ReceivedT]):
     """Serves each connection with a task of its own, between `start` and `stop`.
 
     A peer that nobody knows yet may send little: `serve` raises `max_message_bytes` of the stream once it trusts it. Of
@@ -41,7 +41,7 @@ class MessageServer(Generic[SentT, ReceivedT]):
     def __init__(
         self,
         parse: Callable[[bytes], ReceivedT],
-        serve: Callable[[MessageStream[SentT, ReceivedT]], Awaitable[None]],
+        serve: Callable[[MessageStream[FrameT, ReceivedT]], Awaitable[None]],
         *,
         max_strangers: int = 32,
         patient: bool = False,
@@ -51,7 +51,7 @@ class MessageServer(Generic[SentT, ReceivedT]):
         self._max_strangers = max_strangers
         self._patient = patient
         self._server: asyncio.Server | None = None
-        self._connections: dict[asyncio.Task[None], MessageStream[SentT, ReceivedT]] = {}
+        self._connections: dict[asyncio.Task[None], MessageStream[FrameT, ReceivedT]] = {}
 
     async def start(self, listen: str) -> int:
         """Listen on host:port; port 0 picks a free one.
@@ -82,10 +82,10 @@ class MessageServer(Generic[SentT, ReceivedT]):
             connection.cancel()
         await asyncio.gather(*connections, return_exceptions=True)
 
-    def _stream(self) -> MessageStream[SentT, ReceivedT]:
+    def _stream(self) -> MessageStream[FrameT, ReceivedT]:
         return MessageStream(self._parse, self._connected, patient=self._patient)
 
-    def _connected(self, stream: MessageStream[SentT, ReceivedT]) -> None:
+    def _connected(self, stream: MessageStream[FrameT, ReceivedT]) -> None:
         if len(self._connections) >= _MAX_CONNECTIONS:
             log.warning("too_many_connections", connections=len(self._connections))
             stream.abort()
@@ -98,7 +98,7 @@ class MessageServer(Generic[SentT, ReceivedT]):
         self._connections[task] = stream
         task.add_done_callback(self._connections.pop)
 
-    async def _run(self, stream: MessageStream[SentT, ReceivedT]) -> None:
+    async def _run(self, stream: MessageStream[FrameT, ReceivedT]) -> None:
         try:
             await self._serve(stream)
         except MessageStreamError as error:

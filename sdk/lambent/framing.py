@@ -29,6 +29,10 @@ INITIAL_CREDIT_BYTES = PIECE_BYTES
 """Credit of a call when it starts, in each direction: one piece. It bounds what a call makes others hold, and it paces
 large calls, so that they leave the cores to small ones."""
 
+GRANT_AT_BYTES = INITIAL_CREDIT_BYTES // 2
+"""A receiver gives credit back once it has this much: seldom enough to cost little. A sender whose body has been taken
+has more than the rest, so it waits for no less than that: any less would leave in crumbs."""
+
 MAX_PAYLOAD_BYTES = 6 * 1024 * 1024
 """Largest request payload (AWS Lambda quotas, synchronous invocation)."""
 
@@ -127,7 +131,7 @@ class Body(Generic[FrameT]):
 
     def _sendable(self) -> bool:
         if self._pieces:
-            return self._credit >= len(self._pieces[0])
+            return self._credit >= min(len(self._pieces[0]), INITIAL_CREDIT_BYTES - GRANT_AT_BYTES)
         return self._end is not None
 
     def _next_frame(self) -> tuple[FrameT, int] | None:
@@ -139,6 +143,10 @@ class Body(Generic[FrameT]):
             assert end is not None
             return end, MAX_FRAME_BYTES
         piece = self._pieces.popleft()
+        if len(piece) > self._credit:
+            whole = memoryview(piece)
+            piece = whole[: self._credit]
+            self._pieces.appendleft(whole[self._credit :])
         size = len(piece)
         self._buffered -= size
         self._credit -= size

@@ -49,15 +49,14 @@ _UNANSWERED_PROBES, _UNACKNOWLEDGED, _SINCE_ACKNOWLEDGEMENT_MS = 3, 24, 56
 
 
 _FRAME_TAG = b"\x0a"
-"""Field 1 with a length, in protobuf's encoding."""
+"""Field 1 with a length, in protobuf's encoding: what every batch repeats."""
 
 
 class _Message(Protocol):
     def SerializeToString(self) -> bytes: ...  # noqa: N802 - protobuf's name
 
 
-SentT = TypeVar("SentT", bound=_Message)
-"""A frame."""
+FrameT = TypeVar("FrameT", bound=_Message)
 
 ReceivedT = TypeVar("ReceivedT")
 
@@ -66,8 +65,10 @@ class MessageStreamError(Exception):
     """The connection is lost, or what came over it is no message."""
 
 
-class MessageStream(asyncio.Protocol, Generic[SentT, ReceivedT]):
+class MessageStream(asyncio.Protocol, Generic[FrameT, ReceivedT]):
     """Both directions of one connection: the asyncio protocol that `create_connection` and `create_server` ask for.
+
+    Frames are sent, in batches; whole messages are received.
 
     Args:
         parse: Makes a message of its bytes.
@@ -81,7 +82,7 @@ class MessageStream(asyncio.Protocol, Generic[SentT, ReceivedT]):
     def __init__(
         self,
         parse: Callable[[bytes], ReceivedT],
-        connected: Callable[[MessageStream[SentT, ReceivedT]], None] | None = None,
+        connected: Callable[[MessageStream[FrameT, ReceivedT]], None] | None = None,
         *,
         patient: bool = False,
     ) -> None:
@@ -118,7 +119,7 @@ class MessageStream(asyncio.Protocol, Generic[SentT, ReceivedT]):
             self._open_transport().resume_reading()
         return message
 
-    async def write(self, frames: Sequence[SentT], /) -> None:
+    async def write(self, frames: Sequence[FrameT], /) -> None:
         """Send a batch of frames as one message; returns at once while the connection takes what it is given.
 
         Raises:
@@ -263,7 +264,7 @@ class MessageStream(asyncio.Protocol, Generic[SentT, ReceivedT]):
             readable.set_result(None)
 
 
-def batch_bytes(frames: Sequence[SentT]) -> bytes:
+def batch_bytes(frames: Sequence[FrameT]) -> bytes:
     """Serialize a message whose field 1 repeats `frames`.
 
     Protobuf itself would serialize each frame, parse that into a copy inside the message, and serialize the copy.
@@ -294,7 +295,7 @@ def _address(name: tuple[str, int] | None) -> str:
 
 async def connect(
     address: str, parse: Callable[[bytes], ReceivedT], *, timeout_s: float, patient: bool = False
-) -> MessageStream[SentT, ReceivedT]:
+) -> MessageStream[FrameT, ReceivedT]:
     """Connect to a `MessageServer` at host:port.
 
     Raises:
@@ -305,7 +306,7 @@ async def connect(
     try:
         async with asyncio.timeout(timeout_s):
             _, stream = await loop.create_connection(
-                lambda: MessageStream[SentT, ReceivedT](parse, patient=patient), host.strip("[]"), int(port)
+                lambda: MessageStream[FrameT, ReceivedT](parse, patient=patient), host.strip("[]"), int(port)
             )
     except TimeoutError as error:
         raise MessageStreamError(f"{address} does not answer within {timeout_s:g} s") from error

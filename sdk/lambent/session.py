@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from lambent import errors
 from lambent.connection import transport_errors
-from lambent.framing import INITIAL_CREDIT_BYTES, MAX_FRAME_BYTES, Body, FrameWriter
+from lambent.framing import GRANT_AT_BYTES, MAX_FRAME_BYTES, Body, FrameWriter
 from lambent.message_stream import MessageStreamError
 from lambent.v1 import frame_pb2, invocation_pb2
 
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from lambent.session_stream import SessionStream
 
 _Frame = invocation_pb2.SessionRequestFrame
-_GRANT_AT_BYTES = INITIAL_CREDIT_BYTES // 2
-"""Credit is given back when half of it is used: often enough that the sender never stops, and seldom enough."""
-
 _GOODBYE_S = 1.0
 """What waits at a close is a few frames, and the answer to it is one message; a peer that takes longer is left."""
 
@@ -157,7 +154,7 @@ class Session:
 
     def _consumed(self, call_id: int, call: _Call, size: int) -> None:
         call.consumed += size
-        if call.consumed >= _GRANT_AT_BYTES and call_id in self._calls:
+        if call.consumed >= GRANT_AT_BYTES and call_id in self._calls:
             frame = _Frame(call_id=call_id)
             frame.window.credit_bytes = call.consumed
             self._writer.send(frame)
@@ -250,7 +247,7 @@ class Session:
         self._writer.close()
 
 
-# Set field by field: protobuf serializes a message that its constructor is given, and parses it again.
+# Set field by field: docs/adr/0002 says what protobuf's constructors cost.
 
 
 def _open_frame(call_id: int, opening: invocation_pb2.InvocationOpen) -> _Frame:

@@ -12,18 +12,24 @@ from lambent_runtime.channel import FROM_RUNTIME, HEADER, MAX_RESULT_BYTES, Kind
 
 
 class Pipe(asyncio.Transport):
-    """A transport that notes what is written, and that it was closed. It is full after each piece."""
+    """A transport that notes what is written, and that it was closed.
 
-    def __init__(self) -> None:
+    Args:
+        narrow: It is full after each piece.
+    """
+
+    def __init__(self, *, narrow: bool = False) -> None:
         super().__init__()
         self.aborted = False
+        self.narrow = narrow
         self.protocol: RuntimeChannel | None = None
         self.written: list[bytes] = []
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         self.written.append(bytes(data))
         assert self.protocol is not None
-        self.protocol.pause_writing()
+        if self.narrow:
+            self.protocol.pause_writing()
 
     def take(self) -> None:
         """Let the other end read all."""
@@ -53,8 +59,8 @@ class Ear:
         self.heard.append("ended")
 
 
-def connected() -> tuple[RuntimeChannel, Ear, Pipe]:
-    ear, pipe = Ear(), Pipe()
+def connected(*, narrow: bool = False) -> tuple[RuntimeChannel, Ear, Pipe]:
+    ear, pipe = Ear(), Pipe(narrow=narrow)
     channel = RuntimeChannel(ear)
     channel.connection_made(pipe)
     pipe.protocol = channel
@@ -114,8 +120,8 @@ def test_nothing_is_heard_after_a_violation() -> None:
 
 
 def test_a_long_frame_is_written_as_fast_as_it_is_taken() -> None:
-    """A whole event of 6 MiB at once would keep the agent from all other calls for milliseconds."""
-    channel, _, pipe = connected()
+    """What the runtime does not read yet stays in pieces."""
+    channel, _, pipe = connected(narrow=True)
     channel.send([b"1", b"2", b"3"])
     channel.send([b"4"])
     assert pipe.written == [b"1"]
@@ -126,8 +132,32 @@ def test_a_long_frame_is_written_as_fast_as_it_is_taken() -> None:
 
 def test_a_channel_that_is_closed_writes_no_more() -> None:
     """What the runtime had not read is dropped with it."""
-    channel, _, pipe = connected()
+    channel, _, pipe = connected(narrow=True)
     channel.send([b"1", b"2"])
     channel.close()
+    channel.send([b"3"])
     pipe.take()
     assert pipe.written == [b"1"]
+
+
+def test_a_channel_whose_other_end_is_closed_holds_nothing() -> None:
+    """The agent hears of the process's end later; until then it would keep an event of 6 MiB."""
+    channel, ear, _ = connected(narrow=True)
+    channel.send([b"1", b"2"])
+    channel.connection_lost(None)
+    channel.send([b"3"])
+    assert ear.heard == ["ended"]
+    assert not channel._unsent
+
+
+async def test_other_work_is_done_between_the_pieces_of_a_long_frame() -> None:
+    """A whole event of 6 MiB at once would keep the agent from all other calls for a millisecond."""
+    channel, _, pipe = connected()
+    pieces = [bytes([number]) for number in range(20)]
+    channel.send(pieces)
+    seen = [len(pipe.written)]
+    while seen[-1] < len(pieces):
+        await asyncio.sleep(0)
+        seen.append(len(pipe.written))
+    assert pipe.written == pieces
+    assert len(set(seen)) >= 5

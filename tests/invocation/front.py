@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +18,7 @@ from google.protobuf.duration_pb2 import Duration
 from lambent.connection import Connection
 from lambent.endpoint import Endpoint
 from lambent.errors import CancelledError, UnavailableError
-from lambent.framing import MAX_MESSAGE_BYTES, Body, FrameWriter
+from lambent.framing import GRANT_AT_BYTES, MAX_FRAME_BYTES, MAX_MESSAGE_BYTES, Body, FrameWriter
 from lambent.message_stream import MessageStream
 from lambent.rpc_errors import to_frame
 from lambent.session import Session
@@ -61,6 +62,7 @@ class Node:
     node_id: str = "n-1"
     welcome: node_pb2.Welcome = field(default_factory=node_pb2.Welcome)
     bodies: dict[int, Body[node_pb2.NodeEvent]] = field(default_factory=dict)
+    ungranted: defaultdict[int, int] = field(default_factory=lambda: defaultdict(int))
     started: list[str] = field(default_factory=list)
     sent_bytes: int = 0
     received: dict[int, bytearray] = field(default_factory=dict)
@@ -117,8 +119,10 @@ class Node:
                 self.answer(self, writer, order.call_id, order.open)
         elif kind == "data":
             self.received[order.call_id] += order.data.payload
-            window = frame_pb2.Window(credit_bytes=len(order.data.payload))
-            writer.send(node_pb2.NodeEvent(call_id=order.call_id, window=window))
+            self.ungranted[order.call_id] += len(order.data.payload)
+            if self.ungranted[order.call_id] >= GRANT_AT_BYTES:
+                window = frame_pb2.Window(credit_bytes=self.ungranted.pop(order.call_id))
+                writer.send(node_pb2.NodeEvent(call_id=order.call_id, window=window))
         elif kind == "end":
             self.answer(self, writer, order.call_id, self.openings[-1])
         elif kind == "window" and (body := self.bodies.get(order.call_id)) is not None:
@@ -135,27 +139,38 @@ def echo(node: Node, writer: FrameWriter[node_pb2.NodeEvent], call_id: int, open
     """Answer with the payload."""
     payload = bytes(node.received.pop(call_id))
     report = frame_pb2.InvocationReport(request_id=opening.request_id, queue_us=opening.queue_us)
-    pieces = [payload[start : start + 65536] for start in range(0, len(payload), 65536)] or [b""]
-    for piece in pieces[:-1]:
-        writer.send(node_pb2.NodeEvent(call_id=call_id, data=frame_pb2.Data(payload=piece)))
-    writer.send(node_pb2.NodeEvent(call_id=call_id, end=frame_pb2.End(payload=pieces[-1], report=report)))
+    if len(payload) <= MAX_FRAME_BYTES:
+        writer.send(node_pb2.NodeEvent(call_id=call_id, end=frame_pb2.End(payload=payload, report=report)))
+    else:
+        _flow(node, writer, call_id, report, [payload])
 
 
-def flowing(size: int) -> Answer:
-    """Answer with `size` bytes, as fast as credit comes, and with END behind them."""
+def flowing(*sizes: int) -> Answer:
+    """Answer with pieces of these sizes, as fast as credit comes, and with END behind them."""
 
     def answer(node: Node, writer: FrameWriter[node_pb2.NodeEvent], call_id: int, opening: node_pb2.InvokeOpen) -> None:
-        body = Body(
-            writer,
-            lambda piece: node_pb2.NodeEvent(call_id=call_id, data=frame_pb2.Data(payload=piece)),
-            node.count_sent,
-        )
-        node.bodies[call_id] = body
-        body.push(bytes(size))
         report = frame_pb2.InvocationReport(request_id=opening.request_id, duration_us=1)
-        body.finish(node_pb2.NodeEvent(call_id=call_id, end=frame_pb2.End(report=report)))
+        _flow(node, writer, call_id, report, [bytes(size) for size in sizes])
 
     return answer
+
+
+def _flow(
+    node: Node,
+    writer: FrameWriter[node_pb2.NodeEvent],
+    call_id: int,
+    report: frame_pb2.InvocationReport,
+    pieces: list[bytes],
+) -> None:
+    body = Body(
+        writer,
+        lambda piece: node_pb2.NodeEvent(call_id=call_id, data=frame_pb2.Data(payload=piece)),
+        node.count_sent,
+    )
+    node.bodies[call_id] = body
+    for piece in pieces:
+        body.push(piece)
+    body.finish(node_pb2.NodeEvent(call_id=call_id, end=frame_pb2.End(report=report)))
 
 
 def refuse(writer: FrameWriter[node_pb2.NodeEvent], call_id: int) -> None:
@@ -217,7 +232,7 @@ class Front:
     functions: FunctionTable
     invocations: InvocationServicer
     connection: Connection
-    node_server: MessageServer[node_pb2.EventBatch, node_pb2.OrderBatch]
+    node_server: MessageServer[node_pb2.NodeEvent, node_pb2.OrderBatch]
 
     @property
     def stub(self) -> invocation_pb2_grpc.InvocationServiceStub:

@@ -7,7 +7,7 @@ import asyncio
 import grpc
 import grpc.aio
 import pytest
-from tests.invocation.front import METADATA, Node, echo, front, opening, silent
+from tests.invocation.front import METADATA, Node, echo, flowing, front, opening, silent
 
 from lambent import errors
 from lambent.connection import Connection
@@ -194,6 +194,49 @@ async def test_a_stream_gives_pieces_and_then_the_end() -> None:
         assert isinstance(items[-1], frame_pb2.End)
         assert b"".join(item for item in items if isinstance(item, bytes)) == bytes(200_000)
         await session.close()
+
+
+@pytest.mark.parametrize("sizes", [(15_000, 20_000), (10_000, 40_000), (1_000, 64_000), (1, 2, 3, 65_536, 1, 16_383)])
+async def test_a_streamed_answer_of_any_pieces_arrives(sizes: tuple[int, ...]) -> None:
+    """Each hop gives credit back in halves; an odd piece leaves less than the next one is long."""
+    async with asyncio.timeout(30), front(Node(flowing(*sizes)), "f") as door:
+        session = await door.session()
+        items = [item async for item in session.stream(opening("f", streaming=True), b"")]
+    assert sum(len(item) for item in items if isinstance(item, bytes)) == sum(sizes)
+
+
+@pytest.mark.parametrize(
+    ("first", "more", "last", "arrives"),
+    [
+        (65_536, (), 65_536, True),
+        (10, (32_768,), 40_000, True),
+        (10, (10_000, 22_768), 20, True),
+        (10, (32_769,), 0, False),
+        (10, (32_768, 1), 0, False),
+        (10, (), 65_537, False),
+    ],
+)
+async def test_a_payload_may_take_its_credit_and_no_byte_more(
+    first: int, more: tuple[int, ...], last: int, arrives: bool
+) -> None:
+    """The bytes of OPEN and END need none, up to 64 KiB each. The call waits for a node meanwhile."""
+    async with asyncio.timeout(30), front(Node(echo), "f") as door:
+        raw = await door.raw_session()
+        call = invocation_pb2.InvocationOpen(function_name="f", payload=bytes(first))
+        frames = [invocation_pb2.SessionRequestFrame(call_id=1, open=call)]
+        frames += [
+            invocation_pb2.SessionRequestFrame(call_id=1, data=frame_pb2.Data(payload=bytes(size))) for size in more
+        ]
+        frames.append(invocation_pb2.SessionRequestFrame(call_id=1, end=frame_pb2.End(payload=bytes(last))))
+        frames.append(invocation_pb2.SessionRequestFrame(call_id=1, window=frame_pb2.Window(credit_bytes=200_000)))
+        await raw.stream.write(frames)
+        end = await raw.end(1)
+        if arrives:
+            assert not end.HasField("service_error")
+            assert raw.data_bytes(1) + len(end.payload) == first + sum(more) + last
+        else:
+            assert end.service_error.reason in ("InvalidRequestContentException", "RequestTooLargeException")
+        raw.stream.abort()
 
 
 async def test_a_reader_that_stops_leaves_early_and_cancels() -> None:

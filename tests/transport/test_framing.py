@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lambent.framing import INITIAL_CREDIT_BYTES, MAX_FRAME_BYTES, PIECE_BYTES, Body, FrameWriter
+from lambent.framing import GRANT_AT_BYTES, INITIAL_CREDIT_BYTES, MAX_FRAME_BYTES, PIECE_BYTES, Body, FrameWriter
 
 Frame = tuple[str, bytes]
 
@@ -166,6 +166,33 @@ def test_every_body_arrives_whole_in_order_and_in_pieces(bodies: list[list[int]]
         for name, whole in expected.items():
             assert b"".join(piece for other, piece in frames if other == name) == whole
             assert [other for other, _ in frames if other.endswith(name)][-1] == f"end {name}"
+
+    asyncio.run(run())
+
+
+@given(st.lists(st.integers(1, 100_000), min_size=1, max_size=12))
+def test_a_body_of_any_pieces_moves_while_its_receiver_gives_credit_in_halves(sizes: list[int]) -> None:
+    """Receivers keep less than half of the credit back; what is left must be enough to go on."""
+
+    async def run() -> None:
+        stream = Stream()
+        writer: FrameWriter[Frame] = FrameWriter(stream.write)
+        consumed = 0
+
+        def take(size: int) -> None:
+            nonlocal consumed
+            consumed += size
+            if consumed >= GRANT_AT_BYTES:
+                body.grant(consumed)
+                consumed = 0
+
+        body: Body[Frame] = Body(writer, lambda piece: ("piece", piece), take)
+        for number, size in enumerate(sizes):
+            body.push(bytes([number]) * size)
+        body.finish(("end", b""))
+        frames = await _run_to_end(writer, stream)
+        assert frames[-1] == ("end", b"")
+        assert b"".join(piece for _, piece in frames) == b"".join(bytes([n]) * size for n, size in enumerate(sizes))
 
     asyncio.run(run())
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from lambent import message_stream
 from lambent.framing import MAX_MESSAGE_BYTES
 from lambent.message_stream import MessageStream, MessageStreamError, connect
-from lambent.v1 import frame_pb2, node_pb2
+from lambent.v1 import frame_pb2, invocation_pb2, node_pb2
 from lambent_common.message_server import MessageServer
 
 Client = MessageStream[node_pb2.NodeOrder, node_pb2.EventBatch]
@@ -90,11 +90,23 @@ async def test_messages_of_every_size_arrive_in_order() -> None:
     assert collector.error is None
 
 
-@given(st.lists(st.one_of(st.integers(0, 300), st.sampled_from([16_381, 16_383, 16_384, 2_097_151, 2_097_152]))))
-def test_a_batch_is_what_protobuf_makes_of_its_frames(sizes: list[int]) -> None:
+_SIZES = st.lists(st.one_of(st.integers(0, 300), st.sampled_from([16_381, 16_383, 16_384, 2_097_151, 2_097_152])))
+
+
+@pytest.mark.parametrize(
+    ("batch", "field", "frame"),
+    [
+        (node_pb2.OrderBatch, "orders", node_pb2.NodeOrder),
+        (node_pb2.EventBatch, "events", node_pb2.NodeEvent),
+        (invocation_pb2.SessionRequest, "frames", invocation_pb2.SessionRequestFrame),
+        (invocation_pb2.SessionResponse, "frames", invocation_pb2.SessionResponseFrame),
+    ],
+)
+@given(sizes=_SIZES)
+def test_a_batch_is_what_protobuf_makes_of_its_frames(batch: Any, field: str, frame: Any, sizes: list[int]) -> None:
     """Frames of every size, so that their lengths take one to four bytes."""
-    frames = [node_pb2.NodeOrder(hello=node_pb2.Hello(scheduler_id="x" * size)) for size in sizes]
-    assert message_stream.batch_bytes(frames) == node_pb2.OrderBatch(orders=frames).SerializeToString()
+    frames = [frame(call_id=size, data=frame_pb2.Data(payload=b"x" * size)) for size in sizes]
+    assert message_stream.batch_bytes(frames) == batch(**{field: frames}).SerializeToString()
 
 
 async def test_a_message_may_arrive_byte_by_byte() -> None:

@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Final, Protocol
 
 from lambent.errors import CancelledError, InvalidRequestContentError, RequestTooLargeError, ServiceError
-from lambent.framing import INITIAL_CREDIT_BYTES, MAX_FRAME_BYTES, MAX_PAYLOAD_BYTES, Body, FrameWriter
+from lambent.framing import GRANT_AT_BYTES, INITIAL_CREDIT_BYTES, MAX_FRAME_BYTES, MAX_PAYLOAD_BYTES, Body, FrameWriter
 from lambent.rpc_errors import to_frame
 from lambent.v1 import frame_pb2, node_pb2
 from lambent_node_agent.environment.failures import MAX_STREAMED_BYTES
@@ -16,8 +16,6 @@ from lambent_runtime.channel import InvokeHeader, encode_invoke
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Credit is given back in halves, so that a window frame goes with two pieces and the sender never runs dry.
-_GRANT_AT_BYTES: Final = INITIAL_CREDIT_BYTES // 2
 # What a streamed answer may have waiting here before the runtime is no longer read.
 _STREAM_HIGH_BYTES: Final = INITIAL_CREDIT_BYTES
 
@@ -112,7 +110,7 @@ class Call:
             )
         self._pieces.append(payload)
         self._granted += len(payload)
-        if self._granted >= _GRANT_AT_BYTES and self._stream is not None:
+        if self._granted >= GRANT_AT_BYTES and self._stream is not None:
             event = node_pb2.NodeEvent(call_id=self.call_id)
             event.window.credit_bytes = self._granted
             self._stream.writer.send(event)
@@ -200,7 +198,6 @@ class Call:
         return event
 
     def _end_event(self, end: frame_pb2.End) -> node_pb2.NodeEvent:
-        # Copied, not given to the constructor, which serializes and parses it again.
         event = node_pb2.NodeEvent(call_id=self.call_id)
         event.end.CopyFrom(end)
         return event

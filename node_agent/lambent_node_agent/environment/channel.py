@@ -13,6 +13,9 @@ from typing import Protocol, cast
 
 from lambent_runtime.channel import FROM_RUNTIME, HEADER, Kind
 
+_PIECES_A_TURN = 4
+"""Of 32 KiB as a rule, each of which takes the kernel some microseconds."""
+
 
 class ChannelListener(Protocol):
     """Hears what a runtime says."""
@@ -42,6 +45,7 @@ class RuntimeChannel(asyncio.Protocol):
         self._paused = False
         self._unsent: deque[bytes] = deque()
         self._writable = True
+        self._sends_later = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the event loop."""
@@ -50,6 +54,7 @@ class RuntimeChannel(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the reason does not matter
         """Called by the event loop."""
+        self._unsent.clear()
         if self._transport is not None:
             self._transport = None
             self._listener.channel_ended()
@@ -72,8 +77,9 @@ class RuntimeChannel(asyncio.Protocol):
 
         What the runtime does not read yet is held: one frame at most, since it gets one at a time.
         """
-        self._unsent.extend(frame)
-        self._send_more()
+        if self._transport is not None:
+            self._unsent.extend(frame)
+            self._send_some()
 
     def pause_writing(self) -> None:
         """Called by the event loop: the socket is full."""
@@ -82,12 +88,23 @@ class RuntimeChannel(asyncio.Protocol):
     def resume_writing(self) -> None:
         """Called by the event loop: the socket takes more."""
         self._writable = True
-        self._send_more()
+        self._send_some()
 
-    def _send_more(self) -> None:
-        """Write what the socket takes, in pieces, so that a large event does not hold up the agent's other work."""
-        while self._unsent and self._writable and self._transport is not None:
+    def _send_some(self) -> None:
+        """Write some pieces, and others at the next turn of the loop: in between the agent's other work is done."""
+        if self._sends_later:
+            return
+        for _ in range(_PIECES_A_TURN):
+            if not (self._unsent and self._writable and self._transport is not None):
+                return
             self._transport.write(self._unsent.popleft())
+        if self._unsent:
+            self._sends_later = True
+            asyncio.get_running_loop().call_soon(self._send_later)
+
+    def _send_later(self) -> None:
+        self._sends_later = False
+        self._send_some()
 
     def pause(self) -> None:
         """Stop reading; the runtime blocks once the socket is full."""

@@ -25,11 +25,11 @@ def check_opening(opening: invocation_pb2.InvocationOpen) -> None:
     """Refuse an opening that is over a bound.
 
     Raises:
-        RequestTooLargeError: Its payload is over a piece.
+        RequestTooLargeError: Its payload is over what a frame holds.
         InvalidRequestContentError: Something else is.
     """
     if len(opening.payload) > MAX_FRAME_BYTES:
-        raise RequestTooLargeError(f"the first piece of a payload holds at most {MAX_FRAME_BYTES} bytes")
+        raise RequestTooLargeError(f"the opening of a call holds at most {MAX_FRAME_BYTES} bytes of its payload")
     if len(opening.client_context) > _MAX_CLIENT_CONTEXT_BYTES:
         raise InvalidRequestContentError(
             f"Client context must be no more than {_MAX_CLIENT_CONTEXT_BYTES} bytes; "

@@ -20,7 +20,7 @@ def invoke_order(
     call, opening = relayed.call, relayed.opening
     assert call is not None
     order = node_pb2.NodeOrder(call_id=call_id, partition=call.spec.partition, owner_epoch=epoch)
-    # Copied, not given to the constructor above, which serializes and parses it again.
+    # Not given to the constructor above: docs/adr/0002 says what that costs.
     order.open.CopyFrom(
         node_pb2.InvokeOpen(
             environment_id=environment.environment_id,

@@ -5,15 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from lambent.errors import InvalidRequestContentError, RequestTooLargeError
-from lambent.framing import INITIAL_CREDIT_BYTES, MAX_FRAME_BYTES, MAX_PAYLOAD_BYTES, Body
+from lambent.framing import GRANT_AT_BYTES, INITIAL_CREDIT_BYTES, MAX_FRAME_BYTES, MAX_PAYLOAD_BYTES, Body
 from lambent.v1 import frame_pb2, node_pb2
 
 if TYPE_CHECKING:
     from lambent.v1 import invocation_pb2
     from lambent_scheduler.core.call import Call
     from lambent_scheduler.invocation.node_link import NodeLink
-
-_GRANT_AT_BYTES = INITIAL_CREDIT_BYTES // 2
 
 
 class Reply(Protocol):
@@ -128,7 +126,7 @@ class RelayedCall:
     @property
     def held_bytes(self) -> int:
         """Payload bytes that this call may hold while it waits."""
-        return self._received_bytes if self._complete else MAX_FRAME_BYTES + INITIAL_CREDIT_BYTES
+        return self._received_bytes if self._complete else 2 * MAX_FRAME_BYTES + INITIAL_CREDIT_BYTES
 
     @property
     def payload_complete(self) -> bool:
@@ -154,27 +152,15 @@ class RelayedCall:
             RequestTooLargeError: The payload is over 6 MiB.
             InvalidRequestContentError: The payload had already ended, or its sender exceeded the credit.
         """
-        if self._complete:
-            raise InvalidRequestContentError("a frame of payload came after the end of the payload")
-        self._received_bytes += len(payload)
-        if self._received_bytes > MAX_PAYLOAD_BYTES:
-            raise RequestTooLargeError(
-                f"Request must be smaller than {MAX_PAYLOAD_BYTES} bytes for the InvokeFunction operation"
-            )
-        if self._body is not None:
-            self._body.push(payload)
-            held = self._body.buffered_bytes
-        else:
-            self._pieces.append(payload)
-            held = self._received_bytes - len(self.opening.payload)
         # Credit is given anew for what has left alone, so that nobody who keeps to it has more under way.
-        if held > INITIAL_CREDIT_BYTES:
+        if self._take(payload) > INITIAL_CREDIT_BYTES:
             raise InvalidRequestContentError("the payload was sent faster than its credit allows")
 
     def payload_end(self, payload: bytes) -> None:
-        """Take the end of the payload, with its last piece."""
-        if payload:
-            self.payload_piece(payload)
+        """Take the end of the payload, with its last piece, which needs no credit. Raises as `payload_piece`."""
+        if len(payload) > MAX_FRAME_BYTES:
+            raise RequestTooLargeError(f"the end of a payload holds at most {MAX_FRAME_BYTES} bytes")
+        self._take(payload)
         self._complete = True
         if self._body is not None:
             self._body.finish(self._end_order())
@@ -193,6 +179,21 @@ class RelayedCall:
         self._pieces = []
         if self._complete:
             self._body.finish(self._end_order())
+
+    def _take(self, payload: bytes) -> int:
+        """Keep or pass on a piece; gives the bytes behind the opening that have not left for a node."""
+        if self._complete:
+            raise InvalidRequestContentError("a frame of payload came after the end of the payload")
+        self._received_bytes += len(payload)
+        if self._received_bytes > MAX_PAYLOAD_BYTES:
+            raise RequestTooLargeError(
+                f"Request must be smaller than {MAX_PAYLOAD_BYTES} bytes for the InvokeFunction operation"
+            )
+        if self._body is not None:
+            self._body.push(payload)
+            return self._body.buffered_bytes
+        self._pieces.append(payload)
+        return self._received_bytes - len(self.opening.payload)
 
     def unbind(self) -> None:
         """The node gave the call back: it waits again. Only while it can be sent again."""
@@ -228,7 +229,7 @@ class RelayedCall:
         self._unread_bytes -= size
         self.answer_taken_bytes += size
         self._answer_credit += size
-        if self._answer_credit >= _GRANT_AT_BYTES:
+        if self._answer_credit >= GRANT_AT_BYTES:
             self._grant_answer()
 
     def drop_answer(self, reply: Reply) -> None:
@@ -254,7 +255,7 @@ class RelayedCall:
 
     def _payload_sent(self, size: int) -> None:
         self._payload_credit += size
-        if self._payload_credit >= _GRANT_AT_BYTES:
+        if self._payload_credit >= GRANT_AT_BYTES:
             self.reply.window(self._payload_credit)
             self._payload_credit = 0
 
@@ -269,7 +270,7 @@ class RelayedCall:
         return order
 
     def _order(self) -> node_pb2.NodeOrder:
-        """Give an order of this call to fill in, which costs a fraction of giving a piece to protobuf's constructor."""
+        """Give an order of this call to fill in: docs/adr/0002 says what protobuf's constructors cost."""
         assert self.call is not None
         return node_pb2.NodeOrder(
             call_id=self.node_call_id, partition=self.call.spec.partition, owner_epoch=self._epoch

@@ -24,11 +24,12 @@ _Frame = invocation_pb2.SessionResponseFrame
 
 _MAX_CALLS = 1_024
 """Calls of one session whose END has not left: just over the account's concurrency, so that one client can use all of
-it, while what a session can make us hold stays bounded (96 KiB a call, of its payload or of its answer)."""
+it, while what a session can make us hold stays bounded: of a call 160 KiB of its payload, or 32 KiB of its answer and
+256 KiB of its error."""
 
 
 class CallerStream(Protocol):
-    """Both directions of a session: the context of a gRPC call, or a connection to the session port."""
+    """Both directions of a session: a gRPC call, or a connection to the session port."""
 
     async def read(self) -> object:
         """Give the next SessionRequest; anything else once the caller has ended the session."""
@@ -60,7 +61,6 @@ class _SessionReply:
     def end(self, end: frame_pb2.End) -> None:
         """Pass on the outcome, behind the pieces."""
         self.relayed = None
-        # Set field by field: protobuf serializes a message that its constructor is given, and parses it again.
         frame = _Frame(call_id=self._call_id)
         frame.end.CopyFrom(end)
         size = len(end.error_payload) if end.function_error else len(end.payload)

@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from lambent.errors import RequestTooLargeError
-from lambent.framing import INITIAL_CREDIT_BYTES, MAX_FRAME_BYTES, MAX_PAYLOAD_BYTES, PIECE_BYTES
+from lambent.framing import GRANT_AT_BYTES, INITIAL_CREDIT_BYTES, MAX_FRAME_BYTES, MAX_PAYLOAD_BYTES, PIECE_BYTES
 from lambent.rpc_errors import from_frame
 from lambent.v1 import frame_pb2, invocation_pb2
 from lambent_scheduler.invocation.opening import LONGEST_WAIT_S
@@ -149,9 +149,9 @@ async def _feed(relayed: RelayedCall, reply: _QueuedReply, payload: bytes) -> No
     """Send the rest of a long payload, never faster than its credit."""
     start = MAX_FRAME_BYTES
     while start < len(payload):
-        while reply.credit < PIECE_BYTES:
+        while reply.credit < GRANT_AT_BYTES:
             await reply.wait_credit()
-        piece = payload[start : start + PIECE_BYTES]
+        piece = payload[start : start + min(reply.credit, PIECE_BYTES)]
         reply.credit -= len(piece)
         relayed.payload_piece(piece)
         start += len(piece)

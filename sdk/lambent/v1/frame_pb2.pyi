@@ -50,7 +50,8 @@ class Data(message.Message):
 @typing.final
 class Window(message.Message):
     """Gives the sender of a body credit for more DATA of this call. A call starts with 32 KiB in each direction. Bytes in
-    OPEN and END do not count: they are bounded by 64 KiB each and by the number of calls in flight.
+    OPEN and END do not count: they are bounded by 64 KiB each, an error by 256 KiB, and by the number of calls in flight.
+    Credit is given back once 16 KiB of it are used, so a sender must be able to go on with as little.
     """
 
     DESCRIPTOR: descriptor.Descriptor

@@ -129,9 +129,7 @@ class SessionRequestFrame(message.Message):
 
 @typing.final
 class SessionRequest(message.Message):
-    """A batch of frames from the caller: everything that waited when the stream became free. Writers of batches rely on field
-    1 being what they repeat.
-    """
+    """A batch of frames from the caller: everything that waited when the stream became free."""
 
     DESCRIPTOR: descriptor.Descriptor
 
