@@ -35,6 +35,7 @@ from .channel import (
 from .context import FunctionFacts, LambdaContext
 from .faults import ErrorReport, FaultError
 from .plan import Plan, Register
+from .rehearsal import rehearse_while_idle
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Generator, Iterator
@@ -92,10 +93,16 @@ def run(orders: socket.SocketType) -> None:
         SystemExit: Init failed, the channel is gone, or the function's code asked for it.
     """
     _become_ordinary()
+    rehearse_while_idle(orders, _serve)
     message, descriptors = messages.receive(orders)
     if message is None:
         return  # the sandbox ends
     orders.close()
+    _serve(message, descriptors)
+
+
+def _serve(message: dict[str, object], descriptors: list[int]) -> None:
+    """Start the function that an order names, and serve until its channel is closed."""
     channel_fd, log_fd = descriptors
     environment, name = message["environment"], str(message["handler"])
     assert isinstance(environment, dict)
@@ -334,8 +341,8 @@ def parse_event(event: memoryview) -> object:
     if not event:
         return {}
     try:
-        text = str(event, "utf-8")
-        event.release()
+        with event:
+            text = str(event, "utf-8")
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise FaultError("Runtime.UnmarshalError", f"Unable to unmarshal input: {error}") from error

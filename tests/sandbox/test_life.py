@@ -14,6 +14,7 @@ import pytest
 from tests.sandbox_harness import OWN_RUNTIME, Lab, config, lab, pool_of, processes_of, zygote_of
 
 from lambent_node_agent.sandbox import SandboxError, SandboxHost
+from lambent_node_agent.sandbox.seccomp.libseccomp import Library
 from lambent_runtime.channel import Kind
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -188,6 +189,42 @@ async def test_the_pool_hands_out_ready_made_sandboxes(mount_namespace: None, pl
         await made.host.wait_until_filled()
         assert made.host.ready_made(OWN_RUNTIME) == 2
         await sandbox.close()
+
+
+TRACES = """
+import json, os, sys
+before = sorted(name for name in sys.modules if "rehears" in name)
+def handler(event, context):
+    return {
+        "variables": sorted(os.environ), "directory": os.getcwd(), "arguments": sys.argv[1:], "first": sys.path[0],
+        "path": [entry for entry in sys.path if "rehears" in entry], "modules": before,
+        "importers": [path for path in sys.path_importer_cache if "rehears" in path],
+    }
+"""
+
+
+def wait_until_receiving(pid: int) -> None:
+    """Wait until a process is in recvmsg(2): a runtime looks for its order with poll(2) until it has rehearsed."""
+    receiving = str(Library().number("recvmsg"))
+    while Path(f"/proc/{pid}/syscall").read_text().split()[0] != receiving:
+        os.sched_yield()
+
+
+async def test_a_rehearsal_leaves_no_trace(mount_namespace: None, place: Path) -> None:
+    """A pooled runtime has made a start and an invocation for nothing; the function must not see them."""
+    async with asyncio.timeout(30), lab(place, "rehearsal", pool_size=1) as made:
+        await made.host.wait_until_filled()
+        [waiting] = pool_of(made.host)
+        [_reaper, runtime] = processes_of(waiting)
+        await asyncio.to_thread(wait_until_receiving, runtime)
+        async with made.function(TRACES) as pooled, made.function(TRACES) as forked:
+            seen = await pooled.invoke({})
+            assert processes_of(waiting) == [_reaper, runtime]
+            assert seen == await forked.invoke({})
+    assert seen["path"] == []
+    assert seen["importers"] == []
+    assert seen["modules"] == ["lambent_runtime.rehearsal"]
+    assert seen["directory"] == seen["first"] == "/var/task"
 
 
 async def test_a_pooled_sandbox_that_died_is_not_handed_out(mount_namespace: None, place: Path) -> None:

@@ -1,0 +1,47 @@
+"""Makes and ends sandboxes for some seconds, as fast as one node can. Prints how many a second.
+
+A process of its own: it enters a mount namespace, as an agent does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from lambent_node_agent.sandbox import SandboxConfig, SandboxHost, enter_private_mount_namespace
+
+_AT_ONCE = 4
+"""Two a core: one is made while the kernel ends another."""
+
+_WARM_UP = 20
+
+
+async def _measure(seconds: float) -> float:
+    runtime = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    made = 0
+    with tempfile.TemporaryDirectory(prefix="lambent-bench-") as directory:
+        async with SandboxHost(SandboxConfig(Path(directory), f"bench-{os.getpid()}", pool_size=0)) as host:
+            for _ in range(_WARM_UP):
+                await (await host.create(runtime)).close()
+            end = time.monotonic() + seconds
+
+            async def make() -> None:
+                nonlocal made
+                while time.monotonic() < end:
+                    await (await host.create(runtime)).close()
+                    made += 1
+
+            start = time.monotonic()
+            async with asyncio.TaskGroup() as makers:
+                for _ in range(_AT_ONCE):
+                    makers.create_task(make())
+            return made / (time.monotonic() - start)
+
+
+if __name__ == "__main__":
+    enter_private_mount_namespace()
+    print(asyncio.run(_measure(float(sys.argv[1]))))
