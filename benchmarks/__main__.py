@@ -18,10 +18,11 @@ from rich.console import Console
 
 from benchmarks.bounds import MIN_ENVIRONMENTS, memory_rows, timed_rows
 from benchmarks.cluster import cluster
-from benchmarks.floors import Echo, FloorMissingError, bwrap_command, echo, run_ms
+from benchmarks.floors import Echo, FloorMissingError, bwrap_command, bwrap_rate, echo, run_ms
 from benchmarks.invocations import EVENT, FULL_MIB, Suite
 from benchmarks.measure import percentile
 from benchmarks.rows import Row, as_json, as_table
+from benchmarks.sandbox_rate import sandbox_rate
 from lambent import AsyncClient
 
 _MEMORY_MIB = 262_144
@@ -29,7 +30,9 @@ _MEMORY_MIB = 262_144
 
 _ENVIRONMENT_COUNTS = (1, 10, 100)
 _FUNCTION_COUNTS = (1, 100, 1_000)
-_STEPS_OF_A_ROUND = 4
+_STEPS_OF_A_ROUND = 5
+
+_SUSTAINED_S = 10.0
 
 
 class Progress:
@@ -155,6 +158,10 @@ async def _round(
             samples["bwrap"].append(await asyncio.to_thread(run_ms, bwrap))
         samples["cold"] += await suite.cold_ms(1, FULL_MIB)
     samples["cold 128"] += await suite.cold_ms(5, 128)
+    progress.begin(f"{title}: sandboxes a second")
+    if bwrap is not None:
+        samples["bwrap rate"].append(await bwrap_rate())
+    samples["sandbox rate"].append(await sandbox_rate(_SUSTAINED_S))
 
 
 async def _growing_environments(floor: Echo, progress: Progress) -> list[Row]:

@@ -41,6 +41,17 @@ def timed_rows(samples: dict[str, list[float]], no_bwrap: str) -> list[Row]:
             aim=3.0,
             larger_is_better=True,
         ),
+        Row(
+            "sandboxes made and ended, sustained",
+            get("sandbox rate"),
+            "/s",
+            "bwrap true, two loops",
+            get("bwrap rate"),
+            must=0.8,
+            aim=1.5,
+            larger_is_better=True,
+            missing=no_bwrap,
+        ),
         Row("CPU per 1,000 invocations, all processes", cpu_s, "s", "echo's client and server", get("echo cpu")),
     ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -10,7 +11,9 @@ import re
 import pytest
 from tests.sandbox_harness import ARN, REQUEST_ID, Function, Lab
 
+from lambent_runtime.bootstrap import parse_event
 from lambent_runtime.channel import MAX_ERROR_BYTES, MAX_RESULT_BYTES, Kind
+from lambent_runtime.faults import FaultError
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -47,6 +50,16 @@ def handler(event, context):
     assert isinstance(faults[3], int)
     assert isinstance(faults[2], int)
     assert faults[3] - faults[2] < 6_000_000 // 4096
+
+
+@pytest.mark.parametrize("event", [b"[1]", b"\xff", b"["])
+async def test_the_bytes_of_an_event_are_let_go(event: bytes) -> None:
+    """Six mebibytes of JSON are not kept beside what they say, or for the next invocation when they say nothing."""
+    view = memoryview(event)
+    with contextlib.suppress(FaultError):
+        parse_event(view)
+    with pytest.raises(ValueError, match="released"):
+        view.tobytes()
 
 
 async def test_no_event_is_an_empty_object(world: Lab) -> None:
