@@ -44,7 +44,7 @@ class BenchmarkCluster:
             pid
             for agent in self.parts("agent")
             for pid in children(agent)
-            if any("zygote.main" in word for word in arguments(pid))
+            if Path(f"/proc/{pid}/comm").read_text() == "lambent-zygote\n"
         ]
 
     def environments(self) -> dict[int, list[list[int]]]:

@@ -189,6 +189,15 @@ def set_process_name(name: str) -> None:
     _prctl(PR_SET_NAME, ctypes.addressof(buffer), 0, "prctl(PR_SET_NAME)")
 
 
+def hide_arguments() -> None:
+    """Blank the command line of this process and its forks, as /proc shows it, but for the program's name."""
+    with open("/proc/self/stat", "rb") as file:
+        fields = file.read().rpartition(b")")[2].split()  # from the third on: proc_pid_stat(5)
+    start, end = int(fields[48 - 3]), int(fields[49 - 3])
+    name_bytes = ctypes.string_at(start, end - start).index(b"\0")
+    ctypes.memset(start + name_bytes, 0, end - start - name_bytes)
+
+
 def ignore_signal(number: int) -> None:
     """Ignore a signal without the `signal` module's knowledge, which in forks says what a fresh interpreter's says."""
     _libc.signal(ctypes.c_int(number), ctypes.c_void_p(1))

@@ -57,6 +57,7 @@ def main(connection_fd: int, agent_pid: int, base: str, package: str, *, filters
     if os.getppid() != agent_pid:
         return
     linux.set_process_name("lambent-zygote")
+    linux.hide_arguments()  # they tell of the host
     sys.dont_write_bytecode = True  # it runs as root, in directories of others
     _preload()
     # The package's place on the host is nothing that a function should look for modules in.

@@ -47,7 +47,7 @@ def function_error(payload: bytes, *, request_id: str, log_tail: bytes) -> Funct
     """
     try:
         described = json.loads(payload)
-    except ValueError:
+    except (ValueError, RecursionError):
         described = None
     if not isinstance(described, dict):
         described = {"errorMessage": payload.decode(errors="replace")}

@@ -9,6 +9,7 @@ from lambent_node_agent.sandbox.seccomp.policy import ALLOWED, ALLOWED_IF, UNSUP
 
 REFUSED = """
     acct add_key adjtimex bpf chroot clock_adjtime clock_settime clone3 delete_module fanotify_init fanotify_mark
+    io_cancel io_destroy io_getevents io_pgetevents io_setup io_submit
     finit_module fsconfig fsmount fsopen fspick init_module io_uring_enter io_uring_register io_uring_setup ioperm iopl
     kcmp kexec_file_load kexec_load keyctl lookup_dcookie mbind migrate_pages modify_ldt mount mount_setattr move_mount
     move_pages name_to_handle_at nfsservctl open_by_handle_at open_tree perf_event_open pidfd_getfd pivot_root

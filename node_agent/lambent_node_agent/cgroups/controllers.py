@@ -66,11 +66,15 @@ class MemoryV1:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._swap = (directory / "memory.memsw.limit_in_bytes").exists()  # absent when swap accounting is off
+        self._sockets = directory / "memory.kmem.tcp.limit_in_bytes"
         self._peak = files.open_file(directory / "memory.max_usage_in_bytes", os.O_RDWR)
         self._oom = _open_beside(self._peak, directory / "memory.oom_control")
 
     def limit(self, limit_bytes: int | None) -> None:
-        """Set memory, then memory and swap together to the same: the second may never be less than the first."""
+        """Set memory, then memory and swap together to the same: the second may never be less than the first.
+
+        Buffers of sockets, UDP's too, are charged to a counter of their own.
+        """
         value = _UNLIMITED if limit_bytes is None else str(limit_bytes)
         names = ["memory.limit_in_bytes", *(["memory.memsw.limit_in_bytes"] if self._swap else [])]
         try:
@@ -80,6 +84,8 @@ class MemoryV1:
             # The order for raising: the wider limit first.
             for name in reversed(names):
                 files.write(self._directory / name, value)
+        if self._sockets.exists():
+            files.write(self._sockets, value)
 
     def peak_bytes(self) -> int:
         """See MemoryController."""

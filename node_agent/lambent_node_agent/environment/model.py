@@ -82,8 +82,8 @@ class Outcome(NamedTuple):
 
     payload: bytes = b""
     """What is left of the body to send, when the invocation succeeded."""
-    failure_json: bytes = b""
-    """The function error, when the function failed."""
+    failure_json: bytes | None = None
+    """The function error, when the function failed: of hostile code it may be empty. None when it succeeded."""
     service_reason: str = ""
     """AWS name of the service error, when the call failed outside the function."""
     service_message: str = ""

@@ -292,7 +292,7 @@ class EnvironmentShell:
         )
         if outcome.service_reason:
             end.service_error.CopyFrom(_service_error(outcome))
-        elif outcome.failure_json:
+        elif outcome.failure_json is not None:
             end.function_error = "Unhandled"
             end.error_payload = outcome.failure_json
         call.answer(end, outcome.payload)
@@ -472,6 +472,9 @@ class EnvironmentShell:
         ready = self.state.runtime is model.RuntimeState.READY
         if call is None or link is None or not ready or not call.opening.streaming:
             self.runtime_failed(failures.violation_failure("CHUNK that nobody asked for"))
+            return
+        if not body:  # No runtime sends it, and no limit would end a flood of it.
+            self.runtime_failed(failures.violation_failure("CHUNK of nothing"))
             return
         call.chunk(body)
         if not call.has_room(link.resume):

@@ -54,6 +54,8 @@ def make_slot_mount(directory: Path, account: str) -> None:
     (directory / "task").mkdir()
     (directory / "tmp").mkdir()
     (directory / "passwd").write_text(account)
+    for place in ("task", "tmp", "passwd"):  # whatever our umask is: the slot's user reads them
+        (directory / place).chmod(0o644 if place == "passwd" else 0o755)
 
 
 def copy_places(directory: Path, names: Sequence[str]) -> list[int]:

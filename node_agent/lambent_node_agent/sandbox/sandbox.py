@@ -121,6 +121,7 @@ class Sandbox:
         self._generation = 0
         self._oom_kills = 0
         self._cpu_millis = 0
+        self._cpu_limited = False
         self._closing: asyncio.Task[None] | None = None
         self._released = False
         self._loop.add_reader(control.fileno(), self._read)
@@ -202,11 +203,15 @@ class Sandbox:
     async def kill_runtime(self) -> None:
         """Kill every process but the reaper and wait until they are gone; the sandbox and `/tmp` stay.
 
+        The CPU quota is lifted meanwhile: those who are to die may have used it up.
+
         Raises:
-            SandboxError: The sandbox has ended, or a process would not die.
+            SandboxError: The sandbox has ended, a process would not die, or the kernel refused.
         """
         self._require_life()
         if self._killed is None:
+            if self._cpu_limited:
+                self._set_cpu_quota(None)
             self._killed = self._loop.create_future()
             try:
                 messages.send(self._control, {"order": "kill"})
@@ -218,6 +223,8 @@ class Sandbox:
                 await asyncio.shield(self._killed)
         except TimeoutError as error:
             raise SandboxError(f"a process of the sandbox is alive {KILL_TIMEOUT_S} s after SIGKILL") from error
+        if self._cpu_limited:
+            self._set_cpu_quota(self._cpu_millis)
 
     def limit_cpu(self) -> None:
         """Put the CPU quota in force, from the first invocation on; init runs at full speed, as on AWS.
@@ -225,8 +232,12 @@ class Sandbox:
         Raises:
             SandboxError: The kernel refused.
         """
+        self._set_cpu_quota(self._cpu_millis)
+        self._cpu_limited = True
+
+    def _set_cpu_quota(self, cpu_millis: int | None) -> None:
         try:
-            self._slot.group.limit_cpu(self._cpu_millis)
+            self._slot.group.limit_cpu(cpu_millis)
         except CgroupError as error:
             raise SandboxError(str(error)) from error
 

@@ -51,7 +51,7 @@ _PROCESSES: Final = """
     arch_prctl capget capset execve execveat exit exit_group fork get_robust_list getcpu getegid geteuid getgid
     getgroups getpgid getpgrp getpid getppid getpriority getresgid getresuid getrlimit getrusage getsid gettid getuid
     ioprio_get ioprio_set kill landlock_add_rule landlock_create_ruleset landlock_restrict_self pidfd_open
-    pidfd_send_signal prctl prlimit64 rseq sched_get_priority_max sched_get_priority_min sched_getaffinity sched_getattr
+    pidfd_send_signal prctl rseq sched_get_priority_max sched_get_priority_min sched_getaffinity sched_getattr
     sched_getparam sched_getscheduler sched_rr_get_interval sched_setaffinity sched_setattr sched_setparam
     sched_setscheduler sched_yield seccomp set_robust_list set_tid_address setfsgid setfsuid setgid setgroups setpgid
     setpriority setregid setresgid setresuid setreuid setrlimit setsid setuid sysinfo times uname vfork wait4 waitid
@@ -68,14 +68,14 @@ _SIGNALS_AND_TIME: Final = """
 
 _WAITING: Final = """
     epoll_create epoll_create1 epoll_ctl epoll_pwait epoll_pwait2 epoll_wait eventfd eventfd2 futex futex_requeue
-    futex_wait futex_waitv futex_wake io_cancel io_destroy io_getevents io_pgetevents io_setup io_submit poll ppoll
-    pselect6 select signalfd signalfd4
+    futex_wait futex_waitv futex_wake poll ppoll pselect6 select signalfd signalfd4
 """
+"""Not `io_setup` and what belongs to it: how much of it there may be is one number for the whole machine."""
 
 _COMMUNICATION: Final = """
     accept accept4 bind connect getpeername getsockname getsockopt listen mq_getsetattr mq_notify mq_open
     mq_timedreceive mq_timedsend mq_unlink msgctl msgget msgrcv msgsnd recvfrom recvmmsg recvmsg semctl semget semop
-    semtimedop sendmmsg sendmsg sendto setsockopt shmat shmctl shmdt shmget shutdown socketpair
+    semtimedop sendmmsg sendmsg sendto setsockopt shmat shmctl shmdt shmget shutdown
 """
 """System V IPC and message queues are of the sandbox's own namespace."""
 
@@ -84,19 +84,28 @@ ALLOWED: Final = frozenset(" ".join((_FILES, _MEMORY, _PROCESSES, _SIGNALS_AND_T
 
 _NEW_NAMESPACES: Final = 0x7E02_0080
 """CLONE_NEW* of sched.h: time, mount, cgroup, UTS, IPC, user, PID and network namespace."""
+_AF_UNIX: Final = 1
+_AF_NETLINK: Final = 16
 _NETLINK_ROUTE: Final = 0
+_INTERNET: Final = (
+    *((2, protocol) for protocol in (0, 1, 6, 17)),
+    *((10, protocol) for protocol in (0, 6, 17, 58)),
+)
+"""AF_INET and AF_INET6 with the protocol that the type implies, ICMP's echo, TCP or UDP."""
 
 ALLOWED_IF: Final[dict[str, tuple[tuple[Condition, ...], ...]]] = {
     # Threads and processes, but no namespaces: a user namespace would give back every capability inside it.
     "clone": ((Condition(0, _NEW_NAMESPACES, 0),),),
-    # Families that programs use. Others (packet, vsock, alg, bluetooth, ...) are little used code in the kernel. Of
-    # netlink only what lists interfaces and routes.
+    # Families and protocols that programs use; others (packet, vsock, alg, SCTP, ...) are little used code in the
+    # kernel. Of netlink only what lists interfaces and routes.
     "socket": (
-        (Condition(0, _INT, 1),),  # AF_UNIX
-        (Condition(0, _INT, 2),),  # AF_INET
-        (Condition(0, _INT, 10),),  # AF_INET6
-        (Condition(0, _INT, 16), Condition(2, _INT, _NETLINK_ROUTE)),  # AF_NETLINK
+        (Condition(0, _INT, _AF_UNIX),),
+        *((Condition(0, _INT, family), Condition(2, _INT, protocol)) for family, protocol in _INTERNET),
+        (Condition(0, _INT, _AF_NETLINK), Condition(2, _INT, _NETLINK_ROUTE)),
     ),
+    "socketpair": ((Condition(0, _INT, _AF_UNIX),),),
+    # Of itself: the reaper has the same UID.
+    "prlimit64": ((Condition(0, _INT, 0),),),
     # To ask for it, and to set what every process has; other personalities weaken the layout of memory.
     "personality": ((Condition(0, _INT, 0),), (Condition(0, _INT, _INT),)),
 }

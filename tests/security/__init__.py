@@ -1,0 +1,1 @@
+"""Attempts to get out of a sandbox or to harm those beside it, as functions on a real cluster."""
