@@ -14,8 +14,8 @@ from pathlib import Path
 
 from lambent_node_agent.sandbox import SandboxConfig, SandboxHost, enter_private_mount_namespace
 
-_AT_ONCE = 4
-"""Two a core: one is made while the kernel ends another."""
+_AT_ONCE = 8
+"""Enough for two cores: some are made while the kernel ends others."""
 
 _WARM_UP = 20
 
