@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,8 @@ async def try_sandbox() -> str | None:
         config = SandboxConfig(Path(directory, "state"), f"doctor-{os.getpid()}", pool_size=0)
         try:
             enter_private_mount_namespace()
+            # Threads that are there already have stayed in the namespace before, and would unmount nothing.
+            asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())
             async with asyncio.timeout(_TIMEOUT_S), SandboxHost(config) as host:
                 if not host.runtimes:
                     return "there is no interpreter to run in it"
