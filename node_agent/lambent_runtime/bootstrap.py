@@ -144,6 +144,7 @@ def _prepare_ordinary() -> None:
     # The function's own process may be traced by its children and has its /proc files for itself, as anywhere.
     call("prctl", linux.PR_SET_DUMPABLE, 1, 0, 0, 0)
     call("sigprocmask", signal.SIG_SETMASK, bytes(128), None)
+    call("setpriority", os.PRIO_PROCESS, 0, 0)
     call("sigaction", signal.SIGINT, linux.signal_action(signal.SIGINT), None)
     call("prctl", linux.PR_SET_NAME, b"python%d.%d" % sys.version_info[:2], 0, 0, 0)
     # The kernel is to kill the function before its reaper, and before anything else of the machine.

@@ -63,6 +63,8 @@ LIMITS = (
     (resource.RLIMIT_MSGQUEUE, 819_200, 819_200),
 )
 
+_BEFORE_ALL_OTHERS = -20
+
 _READ_ONLY = linux.MOUNT_ATTR_RDONLY | linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NOEXEC
 _PROC_FLAGS = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
 
@@ -168,8 +170,8 @@ class Recipe:
         # 9. Limits of a process; those of the whole sandbox are its cgroups'.
         for limit, soft, hard in LIMITS:
             call("setrlimit", limit, struct.pack("@ll", soft, hard))
-        # The agent runs before ordinary processes; functions are ordinary.
-        call("setpriority", os.PRIO_PROCESS, 0, 0)
+        # PID 1 does little, and must get to it whatever the function's thousand processes do; functions are ordinary.
+        call("setpriority", os.PRIO_PROCESS, 0, _BEFORE_ALL_OTHERS, ignored=errno.EACCES)
 
     def _drop_privileges(self) -> None:
         call = self._plan.add

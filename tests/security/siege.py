@@ -124,9 +124,22 @@ class Attacker:
         await wait_until_ended([self.reaper])
 
     def left(self) -> list[str]:
-        """What of it is still on the host: nothing, once its environment has ended."""
+        """What of it is still on the host: nothing, once its environment has ended.
+
+        The next sandbox may have its UID and control groups by then.
+        """
         members = [pid for path in self.groups if path.exists() for pid in (path / "cgroup.procs").read_text().split()]
-        return [*self.processes().values(), *(f"member {pid} of its control group" for pid in members)]
+        found = {process.pid: text for process, text in self.processes().items()}
+        found |= {int(pid): f"member {pid} of its control group" for pid in members}
+        return [text for pid, text in found.items() if not self._is_of_another_sandbox(pid)]
+
+    def _is_of_another_sandbox(self, pid: int) -> bool:
+        try:
+            process = psutil.Process(pid)
+            line = [process, *process.parents()]
+            return any(one.name() == "lambent-reaper" and one.pid != self.reaper.pid for one in line)
+        except psutil.NoSuchProcess:
+            return True  # it has ended meanwhile
 
 
 async def wait_until_ended(processes: Iterable[ProcessId]) -> None:
