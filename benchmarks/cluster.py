@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.processes import arguments, children, descendants
+from benchmarks.processes import arguments, children, descendants, name
 from lambent_supervisor.data_directory import DataDirectory
 
 _UP_TIMEOUT_S = 60
@@ -34,18 +34,13 @@ class BenchmarkCluster:
         assert holder is not None, f"no supervisor runs for {self.data_dir}"
         return holder.pid
 
-    def parts(self, name: str) -> list[int]:
+    def parts(self, word: str) -> list[int]:
         """Give the supervisor's children of a name: the scheduler, or the agents."""
-        return [pid for pid in children(self.supervisor) if name in arguments(pid)]
+        return [pid for pid in children(self.supervisor) if word in arguments(pid)]
 
     def zygotes(self) -> list[int]:
         """Give the fork servers of all agents, one for each interpreter."""
-        return [
-            pid
-            for agent in self.parts("agent")
-            for pid in children(agent)
-            if Path(f"/proc/{pid}/comm").read_text() == "lambent-zygote\n"
-        ]
+        return [pid for agent in self.parts("agent") for pid in children(agent) if name(pid) == "lambent-zygote"]
 
     def environments(self) -> dict[int, list[list[int]]]:
         """Give the environments of functions below each zygote that has some.

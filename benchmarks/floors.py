@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
 
+_SYSTEM = tuple(word for path in ("/usr", "/lib", "/lib64") for word in ("--ro-bind-try", path, path))
+
 _LOOP_TURNS = 300
 """More than a second of either loop."""
 
@@ -83,7 +85,7 @@ def bwrap_command(python: str, search_path: str | None = None) -> list[str]:
     """
     if (bwrap := shutil.which("bwrap", path=search_path)) is None:
         raise FloorMissingError("bubblewrap is not installed")
-    binds = [word for path in ("/usr", "/lib", "/lib64") for word in ("--ro-bind-try", path, path)]
+    binds = list(_SYSTEM)
     prefix = subprocess.run(
         [python, "-I", "-S", "-c", "import sys; print(sys.base_prefix)"], check=True, capture_output=True, text=True
     ).stdout.strip()
@@ -95,21 +97,13 @@ def bwrap_command(python: str, search_path: str | None = None) -> list[str]:
 
 
 async def bwrap_rate() -> float:
-    """Give empty sandboxes a second that bubblewrap makes and ends, in two loops of a shell at once.
-
-    Raises:
-        FloorMissingError: There is no bubblewrap, or it cannot make a sandbox here.
-    """
-    binds = [word for path in ("/usr", "/lib", "/lib64") for word in ("--ro-bind-try", path, path)]
-    command = ["bwrap", "--unshare-all", *binds, "/usr/bin/true"]
-    if shutil.which("bwrap") is None:
-        raise FloorMissingError("bubblewrap is not installed")
-    run_ms(command)
+    """Give empty sandboxes a second that bubblewrap makes and ends, in two loops of a shell at once."""
+    command = ["bwrap", "--unshare-all", *_SYSTEM, "/usr/bin/true"]
     loop = f'i=0; while [ $i -lt {_LOOP_TURNS} ]; do "$@" || exit; i=$((i + 1)); done'
     start = time.perf_counter()
     loops = [await asyncio.create_subprocess_exec("sh", "-c", loop, "sh", *command) for _ in range(2)]
-    for running in loops:
-        await running.wait()
+    statuses = [await running.wait() for running in loops]
+    assert statuses == [0, 0], f"bwrap failed: {statuses}"
     return 2 * _LOOP_TURNS / (time.perf_counter() - start)
 
 

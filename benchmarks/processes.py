@@ -48,6 +48,14 @@ def pss_mib(pid: int) -> float:
     raise ValueError(f"no Pss line for process {pid}")
 
 
+def name(pid: int) -> str:
+    """Give what `ps -o comm` shows of a process; empty once it has ended."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().rstrip("\n")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
 def arguments(pid: int) -> list[str]:
     """Give the command of a process; empty once it has ended."""
     try:

@@ -9,9 +9,9 @@ import asyncio
 import os
 import sys
 import tempfile
-import time
 from pathlib import Path
 
+from benchmarks.measure import rate_per_s, sequential_ms
 from lambent_node_agent.sandbox import SandboxConfig, SandboxHost, enter_private_mount_namespace
 
 _AT_ONCE = 8
@@ -37,24 +37,14 @@ async def sandbox_rate(seconds: float) -> float:
 
 async def _measure(seconds: float) -> float:
     runtime = f"python{sys.version_info[0]}.{sys.version_info[1]}"
-    made = 0
     with tempfile.TemporaryDirectory(prefix="lambent-bench-") as directory:
         async with SandboxHost(SandboxConfig(Path(directory), f"bench-{os.getpid()}", pool_size=0)) as host:
-            for _ in range(_WARM_UP):
-                await (await host.create(runtime)).close()
-            end = time.monotonic() + seconds
 
             async def make() -> None:
-                nonlocal made
-                while time.monotonic() < end:
-                    await (await host.create(runtime)).close()
-                    made += 1
+                await (await host.create(runtime)).close()
 
-            start = time.monotonic()
-            async with asyncio.TaskGroup() as makers:
-                for _ in range(_AT_ONCE):
-                    makers.create_task(make())
-            return made / (time.monotonic() - start)
+            await sequential_ms(make, _WARM_UP)
+            return await rate_per_s(make, in_flight=_AT_ONCE, seconds=seconds)
 
 
 if __name__ == "__main__":

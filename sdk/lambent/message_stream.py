@@ -47,7 +47,6 @@ _TCP_INFO_BYTES = 60
 _UNANSWERED_PROBES, _UNACKNOWLEDGED, _SINCE_ACKNOWLEDGEMENT_MS = 3, 24, 56
 """Where linux/tcp.h has these in its tcp_info: a byte, segments, and milliseconds."""
 
-
 _FRAME_TAG = b"\x0a"
 """Field 1 with a length, in protobuf's encoding: what every batch repeats."""
 
@@ -57,7 +56,6 @@ class _Message(Protocol):
 
 
 FrameT = TypeVar("FrameT", bound=_Message)
-
 ReceivedT = TypeVar("ReceivedT")
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lambent.session_stream import SessionStream
 
 _Frame = invocation_pb2.SessionRequestFrame
+
 _GOODBYE_S = 1.0
 """What waits at a close is a few frames, and the answer to it is one message; a peer that takes longer is left."""
 
@@ -247,10 +248,8 @@ class Session:
         self._writer.close()
 
 
-# Set field by field: docs/adr/0002 says what protobuf's constructors cost.
-
-
 def _open_frame(call_id: int, opening: invocation_pb2.InvocationOpen) -> _Frame:
+    """Filled in as `_data_frame` is: docs/adr/0002 says what protobuf's constructors cost."""
     frame = _Frame(call_id=call_id)
     frame.open.CopyFrom(opening)
     return frame

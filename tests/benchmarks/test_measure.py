@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from benchmarks.floors import FloorMissingError, bwrap_command, echo, run_ms
 from benchmarks.measure import percentile, rate_per_s, sequential_ms
-from benchmarks.processes import arguments, children, descendants, pss_mib
+from benchmarks.processes import arguments, children, descendants, name, pss_mib
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -92,6 +92,7 @@ def test_an_ended_process_has_nothing() -> None:
     child = os.posix_spawn("/bin/true", ["true"], {})
     os.waitpid(child, 0)
     assert (children(child), descendants(child), arguments(child), pss_mib(child)) == ([], [child], [], 0.0)
+    assert name(child) == ""
 
 
 def test_descendants_are_found_through_every_generation() -> None:

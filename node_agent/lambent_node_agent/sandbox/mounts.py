@@ -53,9 +53,9 @@ def make_slot_mount(directory: Path, account: str) -> None:
     linux.mount(None, str(directory), None, linux.MS_SHARED)
     (directory / "task").mkdir()
     (directory / "tmp").mkdir()
-    (directory / "passwd").write_text(account)
-    for place in ("task", "tmp", "passwd"):  # whatever our umask is: the slot's user reads them
-        (directory / place).chmod(0o644 if place == "passwd" else 0o755)
+    passwd = directory / "passwd"
+    passwd.write_text(account)
+    passwd.chmod(0o644)  # whatever our umask is: the slot's user reads it
 
 
 def copy_places(directory: Path, names: Sequence[str]) -> list[int]:

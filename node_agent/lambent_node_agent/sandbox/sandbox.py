@@ -223,7 +223,7 @@ class Sandbox:
                 await asyncio.shield(self._killed)
         except TimeoutError as error:
             raise SandboxError(f"a process of the sandbox is alive {KILL_TIMEOUT_S} s after SIGKILL") from error
-        if self._cpu_limited:
+        if self._cpu_limited and not self.exited.done():  # a sandbox that has ended may have given its groups back
             self._set_cpu_quota(self._cpu_millis)
 
     def limit_cpu(self) -> None:

@@ -1,4 +1,4 @@
-"""The few functions of libseccomp that are used here, over ctypes: its own Python bindings are on no package index."""
+"""The few functions of libseccomp that are used here, over ctypes: its own bindings are for the system's Python."""
 
 from __future__ import annotations
 
