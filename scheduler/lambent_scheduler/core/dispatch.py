@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lambent.errors import ServiceError, UnavailableError
-from lambent_scheduler.core.actions import Bind
+from lambent_scheduler.core.actions import Bind, Start
 from lambent_scheduler.core.call_book import CallBook
 from lambent_scheduler.core.environments import Phase
 from lambent_scheduler.core.refusals import Refusals
@@ -227,6 +227,7 @@ class Dispatcher(CallBook):
         self._fleet.remove(environment)
         if environment.call is not None:
             self._fail_running(environment, error or UnavailableError(f"environment {environment_id} is gone"))
+        before = len(self.actions)
         if was_starting and refused:
             self._refusals.add(version, node.node_id, now)
         elif was_starting:
@@ -234,6 +235,8 @@ class Dispatcher(CallBook):
             self._charge(version, error or UnavailableError(f"environment {environment_id} ended before it was ready"))
         self._scaler.node_settled(node)
         self._share_room(version)
+        if was_starting and refused:
+            self._go_on(environment, before)
         self._fleet.forget_unused(version)
 
     def retire_function(
@@ -385,6 +388,10 @@ class Dispatcher(CallBook):
 
     # Questions.
 
+    def environment(self, environment_id: str) -> Environment | None:
+        """Give an environment by its id; None when it is not known."""
+        return self._fleet.environments.get(environment_id)
+
     @property
     def environment_count(self) -> int:
         """Environments ordered and not gone, planned ones included."""
@@ -426,6 +433,13 @@ class Dispatcher(CallBook):
         if self._scaler.line:
             self._scaler.room_changed()
         return None
+
+    def _go_on(self, refused: Environment, before: int) -> None:
+        """What is ordered of the same version at once is in the place of an environment that its node refused."""
+        for action in self.actions[before:]:
+            if isinstance(action, Start) and action.environment.version is refused.version:
+                action.environment.start = refused.start
+                return
 
     def _share_room(self, version: VersionState) -> None:
         """An environment of a version is leaving: first those in line have their turn, then its own calls."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lambent_scheduler.core.call import Call
+    from lambent_scheduler.core.cold_start import EnvironmentStart
     from lambent_scheduler.core.nodes import NodeState
     from lambent_scheduler.core.version import VersionSpec
     from lambent_scheduler.core.version_state import VersionState
@@ -34,6 +35,8 @@ class Environment:
         ready_at: When it could serve for the first time.
         last_used: When its last call ended, or it became ready.
         served: Calls bound to it so far, the present one included: 1 means that this one is a cold start.
+        start: How it was made, until its first call has it; None too when that was for a scheduler that is gone. The
+            shell's own but for `Dispatcher.stopped`.
         call: The call it serves; None when it serves none, or one of a scheduler that is gone.
         version: Its siblings. Set when the dispatcher takes the environment, as is `node`.
     """
@@ -48,6 +51,7 @@ class Environment:
         "ready_at",
         "served",
         "spec",
+        "start",
         "version",
     )
 
@@ -62,6 +66,7 @@ class Environment:
         self.ready_at = 0.0
         self.last_used = 0.0
         self.served = 0
+        self.start: EnvironmentStart | None = None
         self.call: Call | None = None
 
     def __repr__(self) -> str:

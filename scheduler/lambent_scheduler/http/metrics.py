@@ -56,7 +56,7 @@ class RelayCollector(Collector):
         for way, count in self._sessions.items():
             sessions.add_metric((way,), count)
         yield sessions
-        yield from self._relay.starts.collect()
+        yield from self._relay.cold_starts.collect()
         functions = CounterMetricFamily(
             "lambent_function_invocations",
             "Invocations that have ended, by function",

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import structlog
-from prometheus_client import Histogram
 
 from lambent.errors import (
     CancelledError,
@@ -35,6 +34,7 @@ from lambent_scheduler.core.actions import Action, Bind, Fail, Start, Stop
 from lambent_scheduler.core.call import Call
 from lambent_scheduler.core.environments import Environment
 from lambent_scheduler.functions.names import FunctionId
+from lambent_scheduler.invocation.cold_starts import ColdStarts
 from lambent_scheduler.invocation.node_link import NodeLink
 from lambent_scheduler.invocation.opening import LONGEST_WAIT_US, check_opening
 from lambent_scheduler.invocation.orders import invoke_order, start_order, stop_order
@@ -61,10 +61,6 @@ _PAYLOAD_TIMEOUT_S = 60.0
 _READER_TIMEOUT_S = 900.0
 """How long a caller may take nothing of an answer that waits: as long as the longest invocation runs (AWS Lambda
 quotas). The environment is held meanwhile."""
-
-
-_START_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
-"""From a ready-made sandbox with code at hand, some milliseconds, to the longest that a node waits for a start."""
 
 
 @dataclass(slots=True)
@@ -103,12 +99,7 @@ class Relay:
         self.dispatcher = dispatcher
         self.links: dict[str, NodeLink] = {}
         self.totals: dict[tuple[str, str], FunctionTotals] = {}
-        self.starts = Histogram(
-            "lambent_environment_start_seconds",
-            "Time from the order of an environment to the end of its init phase",
-            buckets=_START_BOUNDS_S,
-            registry=None,
-        )
+        self.cold_starts = ColdStarts()
         self._functions = functions
         self._epoch = epoch
         self._scheduler_id = scheduler_id
@@ -204,6 +195,9 @@ class Relay:
         call_id = link.next_call_id()
         order = invoke_order(relayed, environment, call_id, epoch, now)
         link.calls[call_id] = relayed
+        if environment.start is not None:
+            assert relayed.call is not None
+            self.cold_starts.bound(relayed.call, environment, order)
         relayed.bind(link, call_id, epoch, order)
 
     # ---- what nodes say (NodeEvents)
@@ -304,8 +298,7 @@ class Relay:
     def environment_ready(self, link: NodeLink, event: node_pb2.EnvironmentReady) -> None:
         """An environment can serve: the dispatcher binds whoever waits."""
         del link
-        if event.start_us:
-            self.starts.observe(event.start_us / 1e6)
+        self.cold_starts.ready(self.dispatcher.environment(event.environment_id), event)
         self.dispatcher.ready(event.environment_id, time.monotonic())
         self._act()
 
@@ -469,6 +462,7 @@ class Relay:
     def _start(self, environment: Environment) -> None:
         spec = environment.spec
         order = start_order(environment.environment_id, spec, self._epoch(spec.partition))
+        self.cold_starts.ordered(environment)
         self.links[environment.node_id].writer.send(order)
 
     def _stop(self, link: NodeLink, partition: int, environment_id: str, reason: str, *, drain: bool) -> None:

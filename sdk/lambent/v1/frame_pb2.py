@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16lambent/v1/frame.proto\x12\nlambent.v1\"\x17\n\x04\x44\x61ta\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\"\x1e\n\x06Window\x12\x14\n\x0c\x63redit_bytes\x18\x01 \x01(\r\"\x08\n\x06\x43\x61ncel\"\xa2\x02\n\x10InvocationReport\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x18\n\x10\x65xecuted_version\x18\x02 \x01(\t\x12\x13\n\x0b\x64uration_us\x18\x03 \x01(\x04\x12\x1a\n\x12\x62illed_duration_ms\x18\x04 \x01(\x04\x12\x18\n\x10init_duration_us\x18\x05 \x01(\x04\x12\x10\n\x08queue_us\x18\x06 \x01(\x04\x12\x17\n\x0fmemory_size_mib\x18\x07 \x01(\r\x12\x1b\n\x13max_memory_used_mib\x18\x08 \x01(\r\x12\x12\n\ncold_start\x18\t \x01(\x08\x12\x0f\n\x07node_id\x18\n \x01(\t\x12\x16\n\x0e\x65nvironment_id\x18\x0b \x01(\t\x12\x10\n\x08log_tail\x18\x0c \x01(\x0c\"\xc0\x01\n\x0cServiceError\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x13\n\x0bstatus_code\x18\x03 \x01(\x05\x12\x12\n\ndispatched\x18\x04 \x01(\x08\x12\x36\n\x07\x64\x65tails\x18\x05 \x03(\x0b\x32%.lambent.v1.ServiceError.DetailsEntry\x1a.\n\x0c\x44\x65tailsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xa4\x01\n\x03\x45nd\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\x12,\n\x06report\x18\x02 \x01(\x0b\x32\x1c.lambent.v1.InvocationReport\x12\x16\n\x0e\x66unction_error\x18\x03 \x01(\t\x12\x15\n\rerror_payload\x18\x04 \x01(\x0c\x12/\n\rservice_error\x18\x05 \x01(\x0b\x32\x18.lambent.v1.ServiceErrorb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16lambent/v1/frame.proto\x12\nlambent.v1\"\x17\n\x04\x44\x61ta\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\"\x1e\n\x06Window\x12\x14\n\x0c\x63redit_bytes\x18\x01 \x01(\r\"\x08\n\x06\x43\x61ncel\"\x89\x01\n\x0f\x43oldStartPhases\x12\x10\n\x08queue_us\x18\x01 \x01(\x04\x12\x14\n\x0cplacement_us\x18\x02 \x01(\x04\x12\x15\n\rfetch_code_us\x18\x03 \x01(\x04\x12\x12\n\nsandbox_us\x18\x04 \x01(\x04\x12\x12\n\nruntime_us\x18\x05 \x01(\x04\x12\x0f\n\x07init_us\x18\x06 \x01(\x04\"\xda\x02\n\x10InvocationReport\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x18\n\x10\x65xecuted_version\x18\x02 \x01(\t\x12\x13\n\x0b\x64uration_us\x18\x03 \x01(\x04\x12\x1a\n\x12\x62illed_duration_ms\x18\x04 \x01(\x04\x12\x18\n\x10init_duration_us\x18\x05 \x01(\x04\x12\x10\n\x08queue_us\x18\x06 \x01(\x04\x12\x17\n\x0fmemory_size_mib\x18\x07 \x01(\r\x12\x1b\n\x13max_memory_used_mib\x18\x08 \x01(\r\x12\x12\n\ncold_start\x18\t \x01(\x08\x12\x0f\n\x07node_id\x18\n \x01(\t\x12\x16\n\x0e\x65nvironment_id\x18\x0b \x01(\t\x12\x10\n\x08log_tail\x18\x0c \x01(\x0c\x12\x36\n\x11\x63old_start_phases\x18\r \x01(\x0b\x32\x1b.lambent.v1.ColdStartPhases\"\xc0\x01\n\x0cServiceError\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x13\n\x0bstatus_code\x18\x03 \x01(\x05\x12\x12\n\ndispatched\x18\x04 \x01(\x08\x12\x36\n\x07\x64\x65tails\x18\x05 \x03(\x0b\x32%.lambent.v1.ServiceError.DetailsEntry\x1a.\n\x0c\x44\x65tailsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xa4\x01\n\x03\x45nd\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\x12,\n\x06report\x18\x02 \x01(\x0b\x32\x1c.lambent.v1.InvocationReport\x12\x16\n\x0e\x66unction_error\x18\x03 \x01(\t\x12\x15\n\rerror_payload\x18\x04 \x01(\x0c\x12/\n\rservice_error\x18\x05 \x01(\x0b\x32\x18.lambent.v1.ServiceErrorb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,12 +39,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WINDOW']._serialized_end=93
   _globals['_CANCEL']._serialized_start=95
   _globals['_CANCEL']._serialized_end=103
-  _globals['_INVOCATIONREPORT']._serialized_start=106
-  _globals['_INVOCATIONREPORT']._serialized_end=396
-  _globals['_SERVICEERROR']._serialized_start=399
-  _globals['_SERVICEERROR']._serialized_end=591
-  _globals['_SERVICEERROR_DETAILSENTRY']._serialized_start=545
-  _globals['_SERVICEERROR_DETAILSENTRY']._serialized_end=591
-  _globals['_END']._serialized_start=594
-  _globals['_END']._serialized_end=758
+  _globals['_COLDSTARTPHASES']._serialized_start=106
+  _globals['_COLDSTARTPHASES']._serialized_end=243
+  _globals['_INVOCATIONREPORT']._serialized_start=246
+  _globals['_INVOCATIONREPORT']._serialized_end=592
+  _globals['_SERVICEERROR']._serialized_start=595
+  _globals['_SERVICEERROR']._serialized_end=787
+  _globals['_SERVICEERROR_DETAILSENTRY']._serialized_start=741
+  _globals['_SERVICEERROR_DETAILSENTRY']._serialized_end=787
+  _globals['_END']._serialized_start=790
+  _globals['_END']._serialized_end=954
 # @@protoc_insertion_point(module_scope)

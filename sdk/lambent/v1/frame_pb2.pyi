@@ -86,6 +86,54 @@ class Cancel(message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 @typing.final
+class ColdStartPhases(message.Message):
+    """What a call waited for before it was handed to an environment that had served none: where a cold start's time went.
+    The phases follow one another, do not overlap, and add up to the report's `queue_us`. Each machine measures its own
+    part, so that no clocks are compared. A call that came while the environment was being made has waited for the last of
+    the phases alone; one that found it made and idle has zeros throughout.
+    """
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    QUEUE_US_FIELD_NUMBER: builtins.int
+    PLACEMENT_US_FIELD_NUMBER: builtins.int
+    FETCH_CODE_US_FIELD_NUMBER: builtins.int
+    SANDBOX_US_FIELD_NUMBER: builtins.int
+    RUNTIME_US_FIELD_NUMBER: builtins.int
+    INIT_US_FIELD_NUMBER: builtins.int
+    queue_us: builtins.int
+    """Until the environment was ordered: for memory, or for another environment to come free. Time that the call was held
+    by another environment, which ended before it served the call, is here too. In microseconds.
+    """
+    placement_us: builtins.int
+    """From the decision for a node to the order's arrival there, and back from the node's word that the environment is
+    ready to the scheduler. Nodes that refused before are included. In microseconds.
+    """
+    fetch_code_us: builtins.int
+    """Until the code was unpacked in the node's cache; 0 when it was there. In microseconds."""
+    sandbox_us: builtins.int
+    """Until a sandbox had its limits, its code and its /tmp: one of the pool, or one that had to be made. In microseconds."""
+    runtime_us: builtins.int
+    """From then until the runtime process began to load the handler, and for its word that it has. In microseconds."""
+    init_us: builtins.int
+    """For the import of the handler's module; of an init that failed, all from the runtime's start on. In microseconds."""
+    def __init__(
+        self,
+        *,
+        queue_us: builtins.int = ...,
+        placement_us: builtins.int = ...,
+        fetch_code_us: builtins.int = ...,
+        sandbox_us: builtins.int = ...,
+        runtime_us: builtins.int = ...,
+        init_us: builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["fetch_code_us", b"fetch_code_us", "init_us", b"init_us", "placement_us", b"placement_us", "queue_us", b"queue_us", "runtime_us", b"runtime_us", "sandbox_us", b"sandbox_us"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
 class InvocationReport(message.Message):
     """What happened to one invocation: figures, not payload."""
 
@@ -103,6 +151,7 @@ class InvocationReport(message.Message):
     NODE_ID_FIELD_NUMBER: builtins.int
     ENVIRONMENT_ID_FIELD_NUMBER: builtins.int
     LOG_TAIL_FIELD_NUMBER: builtins.int
+    COLD_START_PHASES_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     """UUID version 4, the same in the function's context and in its log lines."""
     executed_version: builtins.str
@@ -114,7 +163,7 @@ class InvocationReport(message.Message):
     init_duration_us: builtins.int
     """Time of the init phase in microseconds. 0 unless this was a cold start."""
     queue_us: builtins.int
-    """Time spent waiting for an environment in the scheduler, in microseconds."""
+    """Time spent waiting for an environment in the scheduler, all phases of a cold start included, in microseconds."""
     memory_size_mib: builtins.int
     """Configured memory in MiB."""
     max_memory_used_mib: builtins.int
@@ -127,6 +176,12 @@ class InvocationReport(message.Message):
     """Environment that ran the invocation."""
     log_tail: builtins.bytes
     """The last 4 KiB of this invocation's log. Empty unless asked for."""
+    @builtins.property
+    def cold_start_phases(self) -> ColdStartPhases:
+        """Where the time of a cold start went. Unset when the environment had served before, or had been made for a scheduler
+        that is gone.
+        """
+
     def __init__(
         self,
         *,
@@ -142,10 +197,11 @@ class InvocationReport(message.Message):
         node_id: builtins.str = ...,
         environment_id: builtins.str = ...,
         log_tail: builtins.bytes = ...,
+        cold_start_phases: ColdStartPhases | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["cold_start_phases", b"cold_start_phases"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["billed_duration_ms", b"billed_duration_ms", "cold_start", b"cold_start", "duration_us", b"duration_us", "environment_id", b"environment_id", "executed_version", b"executed_version", "init_duration_us", b"init_duration_us", "log_tail", b"log_tail", "max_memory_used_mib", b"max_memory_used_mib", "memory_size_mib", b"memory_size_mib", "node_id", b"node_id", "queue_us", b"queue_us", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["billed_duration_ms", b"billed_duration_ms", "cold_start", b"cold_start", "cold_start_phases", b"cold_start_phases", "duration_us", b"duration_us", "environment_id", b"environment_id", "executed_version", b"executed_version", "init_duration_us", b"init_duration_us", "log_tail", b"log_tail", "max_memory_used_mib", b"max_memory_used_mib", "memory_size_mib", b"memory_size_mib", "node_id", b"node_id", "queue_us", b"queue_us", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -190,6 +190,7 @@ class InvokeOpen(message.Message):
     PAYLOAD_FIELD_NUMBER: builtins.int
     COMPLETE_FIELD_NUMBER: builtins.int
     QUEUE_US_FIELD_NUMBER: builtins.int
+    COLD_START_PHASES_FIELD_NUMBER: builtins.int
     environment_id: builtins.str
     """The environment."""
     request_id: builtins.str
@@ -214,6 +215,10 @@ class InvokeOpen(message.Message):
     """True when `payload` is the whole payload."""
     queue_us: builtins.int
     """Time the call waited in the scheduler, in microseconds; returned in the report."""
+    @builtins.property
+    def cold_start_phases(self) -> frame_pb2.ColdStartPhases:
+        """What the call has waited for, when it is the first of its environment; returned in the report."""
+
     def __init__(
         self,
         *,
@@ -228,10 +233,11 @@ class InvokeOpen(message.Message):
         payload: builtins.bytes = ...,
         complete: builtins.bool = ...,
         queue_us: builtins.int = ...,
+        cold_start_phases: frame_pb2.ColdStartPhases | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["cold_start_phases", b"cold_start_phases"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["client_context", b"client_context", "complete", b"complete", "environment_id", b"environment_id", "invoked_function_arn", b"invoked_function_arn", "log_tail", b"log_tail", "payload", b"payload", "queue_us", b"queue_us", "request_id", b"request_id", "streaming", b"streaming", "timeout_us", b"timeout_us", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["client_context", b"client_context", "cold_start_phases", b"cold_start_phases", "complete", b"complete", "environment_id", b"environment_id", "invoked_function_arn", b"invoked_function_arn", "log_tail", b"log_tail", "payload", b"payload", "queue_us", b"queue_us", "request_id", b"request_id", "streaming", b"streaming", "timeout_us", b"timeout_us", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -453,19 +459,35 @@ class EnvironmentReady(message.Message):
 
     ENVIRONMENT_ID_FIELD_NUMBER: builtins.int
     START_US_FIELD_NUMBER: builtins.int
+    FETCH_CODE_US_FIELD_NUMBER: builtins.int
+    SANDBOX_US_FIELD_NUMBER: builtins.int
+    RUNTIME_US_FIELD_NUMBER: builtins.int
+    INIT_US_FIELD_NUMBER: builtins.int
     environment_id: builtins.str
     """The environment."""
     start_us: builtins.int
-    """Time from the order to the end of the init phase, in microseconds. 0 where a call ended."""
+    """Time from the order to the end of the init phase, in microseconds: the sum of the four below. 0 where a call ended."""
+    fetch_code_us: builtins.int
+    """As in ColdStartPhases, in microseconds."""
+    sandbox_us: builtins.int
+    """As in ColdStartPhases, in microseconds."""
+    runtime_us: builtins.int
+    """As in ColdStartPhases, in microseconds."""
+    init_us: builtins.int
+    """As in ColdStartPhases, in microseconds."""
     def __init__(
         self,
         *,
         environment_id: builtins.str = ...,
         start_us: builtins.int = ...,
+        fetch_code_us: builtins.int = ...,
+        sandbox_us: builtins.int = ...,
+        runtime_us: builtins.int = ...,
+        init_us: builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["environment_id", b"environment_id", "start_us", b"start_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["environment_id", b"environment_id", "fetch_code_us", b"fetch_code_us", "init_us", b"init_us", "runtime_us", b"runtime_us", "sandbox_us", b"sandbox_us", "start_us", b"start_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
