@@ -195,10 +195,9 @@ class Node:
         self._lingering.add(task)
         task.add_done_callback(self._lingering.discard)
 
-    def environment_ready(self, environment: EnvironmentShell) -> None:
+    def environment_ready(self, environment: EnvironmentShell, event: node_pb2.EnvironmentReady) -> None:
         """Tell the scheduler that an environment can serve."""
-        start_us = round((time.monotonic() - environment.ordered_at) * 1e6)
-        self._tell(environment, node_pb2.EnvironmentReady(environment_id=environment.environment_id, start_us=start_us))
+        self._tell(environment, event)
 
     def environment_stopped(self, environment: EnvironmentShell, reason: str, message: str) -> None:
         """Tell the scheduler that an environment is over."""

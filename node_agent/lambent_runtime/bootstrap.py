@@ -31,6 +31,7 @@ from .channel import (
     ProtocolError,
     decode_invoke,
     encode_invoke,
+    encode_ready,
 )
 from .context import FunctionFacts, LambdaContext
 from .faults import ErrorReport, FaultError
@@ -109,13 +110,14 @@ def _serve(message: dict[str, object], descriptors: list[int]) -> None:
     _redirect_output(log_fd)
     _configure(name, environment)
     channel = BlockingChannel(socket.SocketType(fileno=channel_fd))
+    began_ns = time.monotonic_ns()
     try:
         function = handlers.load_handler(name)
     except Exception as error:  # noqa: BLE001 - importing a module runs the function's code, which may raise anything
         _refuse(channel, error)
     _flush()
     try:
-        channel.send(Kind.READY)
+        channel.send(Kind.READY, encode_ready((time.monotonic_ns() - began_ns) // 1000))
         Server(channel, function, _current).serve()
     except (OSError, ProtocolError):
         sys.exit(EXIT_CHANNEL_LOST)

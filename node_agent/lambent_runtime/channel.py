@@ -26,7 +26,7 @@ class Kind(enum.IntEnum):
     INVOKE = 1
     """Agent to runtime: `encode_invoke`'s body."""
     READY = 10
-    """Init is done; empty body."""
+    """Init is done; `encode_ready`'s body."""
     INIT_ERROR = 11
     """Init failed; error JSON. The process exits with status 1 next."""
     RESULT = 12
@@ -56,9 +56,10 @@ MAX_INVOKE_HEADER_BYTES = 0xFFFF
 
 HEADER = struct.Struct(">IB")
 _HEADER_LENGTH = struct.Struct(">H")
+_LOAD = struct.Struct(">I")
 
 FROM_RUNTIME: Mapping[int, int] = {
-    Kind.READY: 0,
+    Kind.READY: _LOAD.size,
     Kind.INIT_ERROR: MAX_ERROR_BYTES,
     Kind.RESULT: MAX_RESULT_BYTES,
     Kind.ERROR: MAX_ERROR_BYTES,
@@ -177,6 +178,21 @@ def decode_invoke(body: bytes | bytearray) -> tuple[InvokeHeader, memoryview]:
     except ValueError as error:
         raise ProtocolError(f"INVOKE header: {error}", Kind.INVOKE, len(body)) from error
     return header, memoryview(body)[start:]
+
+
+def encode_ready(load_us: int) -> bytes:
+    """Return the body of READY.
+
+    Args:
+        load_us: What loading the handler took, in microseconds. The function may have replaced the clock: what does
+            not fit is cut.
+    """
+    return _LOAD.pack(min(max(0, load_us), 0xFFFFFFFF))
+
+
+def decode_ready(body: bytes) -> int:
+    """Return what the body of READY says; any body within the kind's bound says something."""
+    return int.from_bytes(body, "big")
 
 
 class BlockingChannel:

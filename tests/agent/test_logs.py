@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.nats_server import nats_server
 
-from lambent.v1 import log_pb2
+from lambent.v1 import frame_pb2, log_pb2
 from lambent_common.log_streams import MAX_BATCH_BYTES
 from lambent_common.nats import connect_nats
 from lambent_node_agent.logs import platform_lines
@@ -203,6 +203,17 @@ def test_init_start_has_the_shape_of_the_contract() -> None:
         r"INIT_START Runtime Version: python:3\.11\.v1\t"
         r"Runtime Version ARN: arn:aws:lambda:eu-test-1::runtime:[0-9a-f]{64}",
         platform_lines.init_start("python3.11", "eu-test-1"),
+    )
+
+
+def test_a_cold_start_has_a_line_made_like_report() -> None:
+    """REPORT is AWS's to the byte, so the phases have a line of their own; readers split both in the same way."""
+    phases = frame_pb2.ColdStartPhases(
+        queue_us=10, placement_us=520, fetch_code_us=0, sandbox_us=1_000, runtime_us=1_234, init_us=2_345_678
+    )
+    assert platform_lines.cold_start("id-1", phases) == (
+        "COLD_START RequestId: id-1\tQueue: 0.01 ms\tPlacement: 0.52 ms\tFetch Code: 0.00 ms\t"
+        "Sandbox: 1.00 ms\tRuntime: 1.23 ms\tInit: 2345.68 ms\t"
     )
 
 

@@ -104,6 +104,14 @@ def test_cold_and_warm_invocation_have_the_lines_of_the_contract() -> None:
     assert [type(action) for action in actions].count(LimitCpu) == 1
 
 
+@pytest.mark.parametrize(("load_us", "init_us"), [(0, 0), (10_000, 10_000), (110_100, 110_100), (2**32 - 1, 110_100)])
+def test_init_is_what_the_runtime_says_within_the_time_it_took(load_us: int, init_us: int) -> None:
+    """What goes before belongs to the runtime's start; function code may say what it likes, and adds nothing."""
+    env, actions = run((0, SandboxReady()), (0.1101, RuntimeReady(load_us)))
+    assert actions[-1] == ReportReady(110_100 - init_us, init_us)
+    assert env.init_duration_us == 110_100
+
+
 def test_timeout_answers_after_the_kill_and_restarts_the_runtime() -> None:
     """/tmp survives a timeout, globals do not; the text is AWS's to the letter."""
     env, actions = run((1, Open(Invocation("id-1", 1))), (2.004, Tick(WALL)), env=warm())
@@ -233,7 +241,7 @@ def test_failed_init_is_run_again_inside_the_invocation() -> None:
     failure = RuntimeFailed(failures.init_failure(payload), 20)
     env, actions = run((0, SandboxReady()), (0.1, failure), (0.11, RuntimeKilled(20)))
     assert env.phase is Phase.IDLE
-    assert actions[-1] == ReportReady()
+    assert actions[-1] == ReportReady(0, 110_000)
     env, more = run((1, Open(Invocation("id-1", 3))), (1.2, failure), (1.3, RuntimeKilled(20)), env=env)
     assert [line.split("\t")[:3] for line in lines(actions + more)[:3]] == [
         ["INIT_START"],
@@ -252,7 +260,7 @@ def test_init_over_ten_seconds_is_a_timeout_of_the_init_phase() -> None:
     """The next invocation gets the function's whole timeout for the second try."""
     _, actions = run((0, SandboxReady()), (10.00733, Tick(WALL)), (10.1, RuntimeKilled(20)))
     assert lines(actions)[-1] == "INIT_REPORT Init Duration: 10007.33 ms\tPhase: init\tStatus: timeout"
-    assert actions[-1] == ReportReady()
+    assert actions[-1] == ReportReady(0, 10_100_000)
 
 
 def test_open_during_a_reset_waits_for_the_new_runtime() -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from lambent_runtime.channel import (
     FROM_AGENT,
+    FROM_RUNTIME,
     HEADER,
     MAX_EVENT_BYTES,
     BlockingChannel,
@@ -17,7 +18,9 @@ from lambent_runtime.channel import (
     Kind,
     ProtocolError,
     decode_invoke,
+    decode_ready,
     encode_invoke,
+    encode_ready,
 )
 
 _NAMES = st.text(st.characters(exclude_characters="\0", codec="utf-8"), max_size=20)
@@ -81,6 +84,20 @@ def test_what_is_no_invocation_is_refused(data: bytes) -> None:
         ours.shutdown(socket.SHUT_WR)
         with pytest.raises(ProtocolError):
             BlockingChannel(theirs).receive_invoke()
+
+
+@given(st.integers())
+def test_ready_says_how_long_loading_took_whatever_the_clock_says(load_us: int) -> None:
+    """A module that replaces the clock must not keep its own runtime from coming up."""
+    body = encode_ready(load_us)
+    assert len(body) == FROM_RUNTIME[Kind.READY]
+    assert decode_ready(body) == min(max(0, load_us), 2**32 - 1)
+
+
+@given(st.binary(max_size=FROM_RUNTIME[Kind.READY]))
+def test_any_body_of_ready_says_something(body: bytes) -> None:
+    """Function code may have written it."""
+    assert 0 <= decode_ready(body) < 2**32
 
 
 def test_the_runtime_sees_the_end_of_the_channel() -> None:

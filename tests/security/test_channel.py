@@ -53,7 +53,7 @@ FORGED = {
     "kind-of-the-agent-s": ("frame(INVOKE, b'x')", VIOLATION + "frame of unknown kind 1"),
     "error-over-its-bound": ("frame(ERROR, b'', 262145)", VIOLATION + "ERROR frame of 262145 bytes, more than 262144"),
     "chunk-of-4-gib": ("frame(CHUNK, b'', 0xFFFFFFFF)", VIOLATION + "CHUNK frame of 4294967295 bytes"),
-    "ready-with-a-body": ("frame(READY, b'x')", VIOLATION + "READY frame of 1 bytes, more than 0"),
+    "ready-over-its-bound": ("frame(READY, bytes(5))", VIOLATION + "READY frame of 5 bytes, more than 4"),
     "garbage": ("b'GET / HTTP/1.1\\r\\n' * 1000", VIOLATION + "frame of unknown kind 47"),
     "half-a-header": ("b'\\0\\0'", "Task timed out after 1.00 seconds"),
     "half-a-result": ("frame(RESULT, b'x', 100)", "Task timed out after 1.00 seconds"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -33,6 +34,9 @@ class FunctionSandbox:
         sandboxes: Makes sandboxes.
         code: Gives code.
         on_exit: Called when the sandbox's first process ends and nobody has asked for it.
+
+    Attributes:
+        fetch_code_us: How long the code took to come into the cache, in microseconds; 0 when it was there.
     """
 
     def __init__(
@@ -42,6 +46,7 @@ class FunctionSandbox:
         self._sandboxes = sandboxes
         self._code = code
         self._on_exit = on_exit
+        self.fetch_code_us = 0
         self._code_dir: Path | None = None
         self._sandbox: Sandbox | None = None
 
@@ -57,7 +62,10 @@ class FunctionSandbox:
             SandboxError: The kernel refused.
             LambentError, OSError: The code cannot be had.
         """
+        cached, began = self._order.code_sha256 in self._code, time.monotonic()
         self._code_dir = await self._code.acquire(self._order.code_sha256)
+        if not cached:
+            self.fetch_code_us = round((time.monotonic() - began) * 1e6)
         await self._specialise(self._code_dir)
 
     async def replace(self) -> None:

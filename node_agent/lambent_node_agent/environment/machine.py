@@ -89,7 +89,7 @@ def _start_runtime(env: Environment, deadline: float, now: float, before: list[A
     return env, [*before, StartRuntime()]
 
 
-def _runtime_ready(env: Environment, _: RuntimeReady, now: float) -> Step:
+def _runtime_ready(env: Environment, event: RuntimeReady, now: float) -> Step:
     if env.runtime is not RuntimeState.INITIALISING:
         return _runtime_failed(env, RuntimeFailed(failures.violation_failure("a second READY"), 0), now)
     env = env._replace(proven=True, failed_inits=0)
@@ -106,7 +106,8 @@ def _runtime_ready(env: Environment, _: RuntimeReady, now: float) -> Step:
         init_duration_us=init_duration_us,
         announced=True,
     )
-    return env, [ReportReady()]
+    load_us = min(event.load_us, init_duration_us)
+    return env, [ReportReady(init_duration_us - load_us, load_us)]
 
 
 # Invocations
@@ -320,7 +321,7 @@ def _runtime_killed(env: Environment, event: RuntimeKilled, now: float) -> Step:
     if env.restart:
         return _start_runtime(env._replace(restart=False), now + INIT_TIMEOUT_S, now, actions)
     if not env.announced:
-        actions.append(ReportReady())
+        actions.append(ReportReady(0, _microseconds(now - env.init_started)))
     return _move(env, Phase.IDLE, announced=True), actions
 
 

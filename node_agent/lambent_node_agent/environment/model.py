@@ -174,7 +174,9 @@ class SandboxLost:
 
 @dataclass(frozen=True, slots=True)
 class RuntimeReady:
-    """The runtime has loaded the handler."""
+    """The runtime has loaded the handler; its own word of what that took may be any number."""
+
+    load_us: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,7 +300,12 @@ class Refuse:
 
 @dataclass(frozen=True, slots=True)
 class ReportReady:
-    """Tell the scheduler that the environment can serve."""
+    """Tell the scheduler that the environment can serve, and what came after the sandbox was ready."""
+
+    runtime_us: int
+    """Until the runtime began to load the handler, and for its word that it has; 0 of an init that failed."""
+    init_us: int
+    """For loading the handler; of an init that failed, for all of it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,12 +29,13 @@ from lambent_node_agent.environment import failures, model
 from lambent_node_agent.environment.failures import MAX_STREAMED_BYTES
 from lambent_node_agent.environment.function_sandbox import FunctionSandbox
 from lambent_node_agent.environment.machine import step
+from lambent_node_agent.environment.reports import invocation_report, ready_event
 from lambent_node_agent.environment.runtime_link import RuntimeLink
 from lambent_node_agent.environment.variables import function_variables, region_of
 from lambent_node_agent.logs import platform_lines
 from lambent_node_agent.logs.environment_log import EnvironmentLog, wall_time
 from lambent_node_agent.sandbox import SandboxError, SandboxHost
-from lambent_runtime.channel import Kind
+from lambent_runtime.channel import Kind, decode_ready
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -62,7 +63,7 @@ class EnvironmentOwner(Protocol):
     def spawn(self, coroutine: Coroutine[Any, Any, None], environment: EnvironmentShell) -> asyncio.Task[None]:
         """Run something for an environment; its failure ends the environment and nothing else."""
 
-    def environment_ready(self, environment: EnvironmentShell) -> None:
+    def environment_ready(self, environment: EnvironmentShell, event: node_pb2.EnvironmentReady) -> None:
         """The environment can serve."""
 
     def environment_stopped(self, environment: EnvironmentShell, reason: str, message: str) -> None:
@@ -273,29 +274,17 @@ class EnvironmentShell:
     def _answer(self, action: model.Answer) -> None:
         call, self.call = self.call, None
         assert call is not None
-        outcome, figures, opening = action.outcome, action.figures, call.opening
-        end = frame_pb2.End(
-            report=frame_pb2.InvocationReport(
-                request_id=opening.request_id,
-                executed_version=self.order.version,
-                duration_us=figures.duration_us,
-                billed_duration_ms=figures.billed_duration_ms,
-                init_duration_us=figures.init_duration_us,
-                queue_us=opening.queue_us,
-                memory_size_mib=self.order.memory_mib,
-                max_memory_used_mib=figures.max_memory_used_mib,
-                cold_start=figures.cold_start,
-                node_id=self._owner.node_id,
-                environment_id=self.environment_id,
-                log_tail=self._log.take_tail(),
-            )
-        )
+        outcome, opening = action.outcome, call.opening
+        report = invocation_report(self.order, opening, action.figures, self._owner.node_id, self._log.take_tail())
+        end = frame_pb2.End(report=report)
         if outcome.service_reason:
             end.service_error.CopyFrom(_service_error(outcome))
         elif outcome.failure_json is not None:
             end.function_error = "Unhandled"
             end.error_payload = outcome.failure_json
         call.answer(end, outcome.payload)
+        if report.cold_start and opening.HasField("cold_start_phases"):
+            self._log.platform(platform_lines.cold_start(opening.request_id, opening.cold_start_phases))
         self._owner.call_ended(self)
 
     def _refuse(self, action: model.Refuse) -> None:
@@ -310,8 +299,11 @@ class EnvironmentShell:
         except SandboxError as error:
             self._lose_sandbox("sandbox", str(error))
 
-    def _report_ready(self, _action: model.ReportReady) -> None:
-        self._owner.environment_ready(self)
+    def _report_ready(self, action: model.ReportReady) -> None:
+        made_us = round((self.state.init_started - self.ordered_at) * 1e6)
+        self._owner.environment_ready(
+            self, ready_event(self.environment_id, made_us, self._sandbox.fetch_code_us, action)
+        )
 
     def _start_runtime(self, _action: model.StartRuntime) -> None:
         self._owner.spawn(self._start_process(), self)
@@ -429,7 +421,7 @@ class EnvironmentShell:
         """Pass an answer on to the machine. Called by the link."""
         if kind == Kind.READY:
             self._drain_log()
-            self.feed(model.RuntimeReady())
+            self.feed(model.RuntimeReady(decode_ready(body)))
         elif kind == Kind.INIT_ERROR:
             self.runtime_failed(failures.init_failure(body))
         elif kind == Kind.CHUNK:

@@ -6,7 +6,10 @@ Every function gives one log event without its final newline.
 from __future__ import annotations
 
 import hashlib
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from lambent.v1 import frame_pb2
 
 # AWS counts the builds of a runtime as v1, v2, ...; ours has one.
 _RUNTIME_BUILD: Final = "v1"
@@ -58,6 +61,16 @@ def report(
     if init_duration_us:
         line += f"Init Duration: {init_duration_us / 1000:.2f} ms\t"
     return line + status
+
+
+def cold_start(request_id: str, phases: frame_pb2.ColdStartPhases) -> str:
+    """The line of a cold start, after REPORT as XRAY's is; AWS has none, ours is made like REPORT."""
+    return (
+        f"COLD_START RequestId: {request_id}\tQueue: {phases.queue_us / 1000:.2f} ms\t"
+        f"Placement: {phases.placement_us / 1000:.2f} ms\tFetch Code: {phases.fetch_code_us / 1000:.2f} ms\t"
+        f"Sandbox: {phases.sandbox_us / 1000:.2f} ms\tRuntime: {phases.runtime_us / 1000:.2f} ms\t"
+        f"Init: {phases.init_us / 1000:.2f} ms\t"
+    )
 
 
 def timed_out(wall_time: str, request_id: str, timeout_s: float) -> str:
