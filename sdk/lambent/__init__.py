@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from lambent.results import (
         Alias,
         ClusterStatus,
+        ColdStartPhases,
         Component,
         Function,
         FunctionState,
@@ -75,6 +76,7 @@ __all__ = [
     # Results.
     "Alias",
     "ClusterStatus",
+    "ColdStartPhases",
     "Component",
     "Function",
     "FunctionState",
@@ -125,6 +127,7 @@ _MODULES = {
     (
         "Alias",
         "ClusterStatus",
+        "ColdStartPhases",
         "Component",
         "Function",
         "FunctionState",

@@ -12,6 +12,7 @@ from lambent.errors import InvalidParameterError
 from lambent.results import (
     Alias,
     ClusterStatus,
+    ColdStartPhases,
     Component,
     Function,
     FunctionState,
@@ -61,6 +62,21 @@ def invoke_result(payload: bytes, report: frame_pb2.InvocationReport) -> InvokeR
         node_id=report.node_id,
         environment_id=report.environment_id,
         log_tail=report.log_tail,
+        cold_start_phases=_cold_start_phases(report),
+    )
+
+
+def _cold_start_phases(report: frame_pb2.InvocationReport) -> ColdStartPhases | None:
+    if not report.HasField("cold_start_phases"):
+        return None
+    phases = report.cold_start_phases
+    return ColdStartPhases(
+        queue_ms=phases.queue_us / 1000,
+        placement_ms=phases.placement_us / 1000,
+        fetch_code_ms=phases.fetch_code_us / 1000,
+        sandbox_ms=phases.sandbox_us / 1000,
+        runtime_ms=phases.runtime_us / 1000,
+        init_ms=phases.init_us / 1000,
     )
 
 

@@ -31,6 +31,30 @@ class LastUpdateStatus(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class ColdStartPhases:
+    """Where the time of a cold start went: what its call waited for before the environment had it.
+
+    The phases follow one another and do not overlap; their sum is the result's `queue_ms`. A call that came while the
+    environment was being made has waited for the last of the phases alone.
+
+    Attributes:
+        queue_ms: Until the environment was ordered: for memory, or for another environment to come free.
+        placement_ms: The order's way to the node and the answer's way back, nodes that refused before included.
+        fetch_code_ms: Until the code was unpacked on the node; 0 when it was there.
+        sandbox_ms: Until there was a sandbox with its limits and the code: from the pool, or made now.
+        runtime_ms: Until the runtime process began to load the handler.
+        init_ms: For the import of the handler's module.
+    """
+
+    queue_ms: float
+    placement_ms: float
+    fetch_code_ms: float
+    sandbox_ms: float
+    runtime_ms: float
+    init_ms: float
+
+
+@dataclass(frozen=True, slots=True)
 class InvokeResult:
     """The answer of one invocation.
 
@@ -40,14 +64,17 @@ class InvokeResult:
         executed_version: `$LATEST` or a number: what an alias or an empty qualifier led to.
         duration_ms: Run time of the handler, without init.
         billed_duration_ms: Run time rounded up to whole milliseconds, init of a cold start included.
-        init_duration_ms: Time of the init phase; 0 unless this was a cold start.
-        queue_ms: Time spent waiting for an environment.
+        init_duration_ms: Time of AWS's init phase: start of the runtime process and import of the handler's module; 0
+            unless this was a cold start.
+        queue_ms: Time spent waiting for an environment, all phases of a cold start included.
         memory_size_mib: Configured memory.
         max_memory_used_mib: Peak memory of the environment so far.
         cold_start: True when the environment had served no invocation before.
         node_id: Node that ran the invocation.
         environment_id: Environment that ran the invocation.
         log_tail: The last 4 KiB of this invocation's log when `log_tail=True` was given.
+        cold_start_phases: Where the time of a cold start went; None of a warm one, and where the environment had been
+            made for a scheduler that is gone.
     """
 
     payload: bytes
@@ -63,6 +90,7 @@ class InvokeResult:
     node_id: str
     environment_id: str
     log_tail: bytes
+    cold_start_phases: ColdStartPhases | None = None
 
     def json(self) -> Any:
         """Give the payload as Python values; None when it is empty.

@@ -84,6 +84,14 @@ def test_invoke_json_carries_every_figure(service: Service, lambent: Run) -> Non
     answered = lambent("invoke", "echo", "--payload", '{"a": 1}', "--qualifier", "live", "-o", "json").json()
     assert answered["payload"] == {"a": 1}
     assert (answered["executed_version"], answered["cold_start"], answered["node_id"]) == ("live", True, "node-a")
+    assert answered["cold_start_phases"] == {
+        "queue_ms": 0.01,
+        "placement_ms": 0.02,
+        "fetch_code_ms": 0.03,
+        "sandbox_ms": 0.04,
+        "runtime_ms": 0.05,
+        "init_ms": 0.15,
+    }
 
 
 def test_invoke_stream_prints_pieces(service: Service, lambent: Run) -> None:

@@ -495,6 +495,9 @@ def _report(opening: Opening) -> frame_pb2.InvocationReport:
         node_id="node-a",
         environment_id="environment-1",
         log_tail=b"START\nhello\nEND\n" if opening.log_tail else b"",
+        cold_start_phases=frame_pb2.ColdStartPhases(
+            queue_us=10, placement_us=20, fetch_code_us=30, sandbox_us=40, runtime_us=50, init_us=150
+        ),
     )
 
 

@@ -11,6 +11,7 @@ import pytest
 from tests.sdk.service import TOKEN, Opening, Service, echo, failing
 
 import lambent
+from lambent import ColdStartPhases
 
 if TYPE_CHECKING:
     from lambent import AsyncClient
@@ -27,6 +28,7 @@ async def test_result_carries_the_answer_and_every_figure(service: Service, clie
     assert (result.queue_ms, result.memory_size_mib, result.max_memory_used_mib) == (0.3, 128, 9)
     assert (result.executed_version, result.node_id, result.environment_id) == ("live", "node-a", "environment-1")
     assert result.cold_start
+    assert result.cold_start_phases == ColdStartPhases(0.01, 0.02, 0.03, 0.04, 0.05, 0.15)
     assert result.log_tail == b"START\nhello\nEND\n"
     assert result.request_id
 

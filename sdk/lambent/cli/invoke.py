@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -139,8 +140,19 @@ def _stream(
 
 
 def _summary(result: InvokeResult) -> str:
-    start = f"cold start {result.init_duration_ms:.1f} ms" if result.cold_start else "warm"
     return (
-        f"version {result.executed_version}, {result.duration_ms:.2f} ms ({start}), "
+        f"version {result.executed_version}, {result.duration_ms:.2f} ms ({_start(result)}), "
         f"{result.max_memory_used_mib} of {result.memory_size_mib} MiB, node {result.node_id}, {result.request_id}"
     )
+
+
+def _start(result: InvokeResult) -> str:
+    if not result.cold_start:
+        return "warm"
+    if result.cold_start_phases is None:
+        return f"cold start, init {result.init_duration_ms:.1f} ms"
+    phases = ", ".join(
+        f"{field.name.removesuffix('_ms').replace('_', ' ')} {getattr(result.cold_start_phases, field.name):.1f}"
+        for field in dataclasses.fields(result.cold_start_phases)
+    )
+    return f"cold start {result.queue_ms:.1f} ms: {phases}"
