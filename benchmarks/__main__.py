@@ -57,17 +57,23 @@ class Measurement:
         rows: The lines of the table.
         python: The interpreter of the zygote, which bubblewrap runs for the floor of a cold start.
         bwrap_ms: Median of that floor; None when it could not be taken.
+        cold_phases_ms: Median of each phase of a cold start, by name.
     """
 
     rows: list[Row] = field(default_factory=list)
     python: str = ""
     bwrap_ms: float | None = None
+    cold_phases_ms: dict[str, float] = field(default_factory=dict)
 
     @property
     def caption(self) -> str:
-        """Say what the cold start is compared with."""
+        """Say what the cold start is compared with, and where its time goes."""
         took = "was not measured" if self.bwrap_ms is None else f"takes {self.bwrap_ms:.2f} ms (p50)"
-        return f"Floor of a cold start: bwrap --unshare-all {self.python} -I -S -c pass, which {took}."
+        phases = ", ".join(f"{phase} {median_ms:.2f}" for phase, median_ms in self.cold_phases_ms.items())
+        return (
+            f"Floor of a cold start: bwrap --unshare-all {self.python} -I -S -c pass, which {took}.\n"
+            f"Phases of a cold start, p50 of each in ms: {phases}; the rest is the call's own."
+        )
 
 
 @click.command()
@@ -82,7 +88,8 @@ def main(rounds: int, json_path: Path | None, *, scaling: bool) -> None:
     Console(width=None if sys.stdout.isatty() else 140).print(as_table(found.rows, found.caption))
     if json_path is not None:
         python = {"path": found.python, "bwrap_ms": found.bwrap_ms}
-        figures = {"cores": os.cpu_count(), "python": python, "rows": as_json(found.rows)}
+        cold_start = {"phases_ms": found.cold_phases_ms}
+        figures = {"cores": os.cpu_count(), "python": python, "cold_start": cold_start, "rows": as_json(found.rows)}
         json_path.write_text(json.dumps(figures, indent=2) + "\n")
     sys.exit(0 if all(row.reached for row in found.rows) else 1)
 
@@ -116,10 +123,12 @@ async def _bounds(floor: Echo, rounds: int, progress: Progress) -> Measurement:
             bwrap, missing = None, str(error)
         for number in range(1, rounds + 1):
             await _round(suite, floor, bwrap, samples, progress, f"round {number} of {rounds}")
+        phases = suite.cold_phases_ms()
         progress.begin("memory at rest")
         await suite.fill_environments(MIN_ENVIRONMENTS)
         rows = [*timed_rows(samples, missing), *memory_rows(suite.memory())]
-    return Measurement(rows, python, statistics.median(samples["bwrap"]) if samples["bwrap"] else None)
+    bwrap_ms = statistics.median(samples["bwrap"]) if samples["bwrap"] else None
+    return Measurement(rows, python, bwrap_ms, phases)
 
 
 async def _round(

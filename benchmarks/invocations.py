@@ -11,12 +11,12 @@ import sys
 import time
 import zipfile
 from collections.abc import AsyncIterator, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 
 from benchmarks.cluster import BenchmarkCluster
 from benchmarks.measure import rate_per_s, sequential_ms
 from benchmarks.processes import arguments, cpu_seconds, descendants, pss_mib
-from lambent import AsyncClient
+from lambent import AsyncClient, ColdStartPhases
 
 _HANDLERS = b"""
 import time
@@ -82,7 +82,7 @@ class Suite:
 
     cluster: BenchmarkCluster
     client: AsyncClient
-    cold_started: int = 0
+    cold_starts: list[ColdStartPhases] = field(default_factory=list)
     sleepers: int = 0
 
     async def prepare(self) -> None:
@@ -116,16 +116,25 @@ class Suite:
         """Time first calls of functions whose code the node has, each a new environment."""
         durations = []
         for _ in range(count):
-            self.cold_started += 1
-            name = f"cold-{self.cold_started}"
+            name = f"cold-{len(self.cold_starts)}"
             await self._deploy(name, "empty", memory_mib)
             await asyncio.sleep(spacing_s)
             start = time.perf_counter()
             result = await self.client.invoke(name, EVENT)
             durations.append((time.perf_counter() - start) * 1e3)
-            assert result.cold_start
+            assert result.cold_start_phases is not None
+            self.cold_starts.append(result.cold_start_phases)
             await self.client.functions.delete(name)
         return durations
+
+    def cold_phases_ms(self) -> dict[str, float]:
+        """Give the median of each phase of the cold starts so far, by its name in words."""
+        return {
+            phase.name.removesuffix("_ms").replace("_", " "): statistics.median(
+                getattr(start, phase.name) for start in self.cold_starts
+            )
+            for phase in fields(ColdStartPhases)
+        }
 
     @contextlib.asynccontextmanager
     async def large_payloads(self) -> AsyncIterator[None]:
