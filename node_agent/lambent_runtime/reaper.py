@@ -4,12 +4,14 @@ It runs under the function's UID, but the function cannot harm it: PID 1 gets no
 which it has no handler, and it is not dumpable, so that there is no ptrace. When it ends the kernel kills the whole
 sandbox.
 
-A runtime process is forked before it is asked for and waits for its order with all done that does not depend on it: the
-fork and the first touch of its pages are most of a start.
+The first runtime process is forked before it is asked for and waits for its order with all done that does not depend on
+it: the fork and the first touch of its pages are most of a start. The agent gives it the order itself, on a socket that
+comes with `ready`: a reaper that passed it on would be woken for that alone, and touch its own pages first.
 
-Orders on the control socket: `start` (descriptors: channel, log pipe), which the runtime process gets as it is, and
-`kill`. Events: `ready` once, `exit` of the runtime process of the n-th start order with its wait status, `killed` when
-nothing but the reaper is left. End of file is the order to exit.
+Orders on the control socket: `start` (descriptors: channel, log pipe) of a further runtime process, which gets it as it
+is, and `kill`. Events: `ready` once (descriptor: the first runtime process's socket, unless it could not be forked),
+`exit` of the n-th runtime process with its wait status, `killed` when nothing but the reaper is left. End of file is
+the order to exit.
 
 Little is done here in Python, and nothing in much of it: see `plan`, what a page costs that a forked process writes to.
 """
@@ -47,17 +49,16 @@ class Reaper:
     def __init__(self, control: int, children: int) -> None:
         self._control = SocketType(fileno=control)
         self._runtime_pid = 0
-        self._starts = 0  # start orders so far
-        self._generation = 0  # of the order that the runtime process has; 0 while it waits for one
-        self._orders: SocketType | None = None  # to the runtime process that waits
+        self._generation = 0  # runtime processes so far
+        self._orders: SocketType | None = None  # to the runtime process that has just been forked
         self._children = children
 
     def run(self) -> SocketType:
         """Serve; returns only in a forked runtime process, with the socket on which its order comes."""
-        self._control.send(_READY)
         orders = self._fork_runtime()
         if orders is not None:
             return orders
+        self._tell_ready()
         poll = select.poll()
         poll.register(self._control, select.POLLIN)
         poll.register(self._children, select.POLLIN)
@@ -86,12 +87,22 @@ class Reaper:
             return None
         if pid:
             theirs.close()
-            self._orders, self._runtime_pid, self._generation = ours, pid, 0
+            self._orders, self._runtime_pid = ours, pid
             return None
         ours.close()
         self._control.close()
         os.close(self._children)
         return theirs
+
+    def _tell_ready(self) -> None:
+        if self._orders is None:
+            self._control.send(_READY)
+            return
+        self._generation = 1
+        descriptors = array.array("i", [self._orders.fileno()])
+        self._control.sendmsg([_READY], [(SOL_SOCKET, SCM_RIGHTS, descriptors)])
+        self._orders.close()
+        self._orders = None
 
     def _take_signals(self) -> None:
         try:
@@ -110,14 +121,12 @@ class Reaper:
         descriptors = array.array("i")
         for _level, _kind, data in attached:
             descriptors.frombytes(data)
-        self._starts += 1
-        if self._orders is None:
-            orders = self._fork_runtime()
-            if orders is not None:
-                for fd in descriptors:
-                    os.close(fd)  # they come again with the order
-                return orders
-        self._generation = self._starts
+        self._generation += 1
+        orders = self._fork_runtime()
+        if orders is not None:
+            for fd in descriptors:
+                os.close(fd)  # they come again with the order
+            return orders
         self._give_order(order, descriptors)
         for fd in descriptors:
             os.close(fd)
@@ -128,14 +137,9 @@ class Reaper:
             if self._orders is None:
                 raise BrokenPipeError
             self._orders.sendmsg([order], [(SOL_SOCKET, SCM_RIGHTS, descriptors)])
-            self._orders.close()
-            self._orders = None
         except OSError:
-            # It could not be forked, or died while it waited: for the agent it has failed to start.
-            self._forget_waiting()
+            # It could not be forked, or died at once: for the agent it has failed to start.
             self._report_exit(EXIT_FORK_FAILED << 8)
-
-    def _forget_waiting(self) -> None:
         if self._orders is not None:
             self._orders.close()
             self._orders = None
@@ -156,10 +160,7 @@ class Reaper:
             if pid == 0:
                 return
             if pid == self._runtime_pid:
-                self._runtime_pid = 0
-                self._forget_waiting()
-                if self._generation:
-                    self._report_exit(status)
+                self._report_exit(status)
 
     def _report_exit(self, status: int) -> None:
         self._runtime_pid = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -225,6 +226,41 @@ async def test_a_rehearsal_leaves_no_trace(mount_namespace: None, place: Path) -
     assert seen["importers"] == []
     assert seen["modules"] == ["lambent_runtime.rehearsal"]
     assert seen["directory"] == seen["first"] == "/var/task"
+
+
+async def test_a_cold_start_does_not_wait_for_the_reaper(mount_namespace: None, place: Path) -> None:
+    """Its order goes to the process that waits for it; to wake another one first would take as long as half a start."""
+    async with asyncio.timeout(30), lab(place, "direct") as made, made.sandbox(ECHO) as sandbox:
+        [reaper, _runtime] = processes_of(sandbox)
+        os.kill(reaper, signal.SIGSTOP)
+        async with made.start(sandbox) as function:
+            assert (await function.frame())[0] is Kind.READY
+            assert await function.invoke(1) == 1
+            os.kill(reaper, signal.SIGCONT)
+            await sandbox.kill_runtime()
+            assert (await function.process.exit_status).signal == 9
+
+
+@pytest.mark.parametrize("noticed", [True, False])
+async def test_a_process_that_dies_while_it_waits_costs_no_start(
+    mount_namespace: None, place: Path, noticed: bool
+) -> None:
+    """The kernel may choose it as the victim; the reaper then forks another, whether or not the agent has heard."""
+    async with asyncio.timeout(30), lab(place, "lost") as made, made.sandbox(ECHO) as sandbox:
+        [reaper, waiting] = processes_of(sandbox)
+        end = os.pidfd_open(waiting)
+        if not noticed:
+            os.kill(reaper, signal.SIGSTOP)
+        os.kill(waiting, signal.SIGKILL)
+        await asyncio.to_thread(select.select, [end], [], [])
+        os.close(end)
+        while noticed and sandbox._waiting is not None:  # noqa: ASYNC110 - the sandbox tells nobody
+            await asyncio.sleep(0)
+        async with made.start(sandbox) as function:
+            os.kill(reaper, signal.SIGCONT)
+            assert (await function.frame())[0] is Kind.READY
+            assert await function.invoke(1) == 1
+            assert not function.process.exit_status.done()
 
 
 async def test_a_pooled_sandbox_that_died_is_not_handed_out(mount_namespace: None, place: Path) -> None:

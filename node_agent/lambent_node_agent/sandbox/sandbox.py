@@ -118,7 +118,8 @@ class Sandbox:
         self._ready: asyncio.Future[None] = self._loop.create_future()
         self._killed: asyncio.Future[None] | None = None
         self._process: RuntimeProcess | None = None
-        self._generation = 0
+        self._waiting: socket.socket | None = None  # to the first runtime process, until it has its order
+        self._generation = 0  # runtime processes so far, the waiting one included
         self._oom_kills = 0
         self._cpu_millis = 0
         self._cpu_limited = False
@@ -188,17 +189,26 @@ class Sandbox:
             "environment": dict(environment),
         }
         try:
-            messages.send(self._control, order, [theirs.fileno(), write_fd])
+            self._order_start(order, [theirs.fileno(), write_fd])
         except (OSError, ValueError) as error:
             ours.close()
             os.close(log_fd)
-            raise SandboxError(f"order to the reaper: {error}") from error
+            raise SandboxError(f"order to start a runtime: {error}") from error
         finally:
             theirs.close()
             os.close(write_fd)
-        self._generation += 1  # the reaper counts its orders as well
         self._process = RuntimeProcess(ours, log_fd, self._loop.create_future())
         return self._process
+
+    def _order_start(self, order: dict[str, object], descriptors: list[int]) -> None:
+        """Give the order to the process that waits for it; otherwise the reaper forks another."""
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            with waiting, contextlib.suppress(ConnectionError):  # it has died while it waited
+                messages.send(waiting, order, descriptors)
+                return
+        messages.send(self._control, order, descriptors)
+        self._generation += 1  # the reaper counts as well
 
     async def kill_runtime(self) -> None:
         """Kill every process but the reaper and wait until they are gone; the sandbox and `/tmp` stay.
@@ -284,6 +294,9 @@ class Sandbox:
             return
         except (OSError, ValueError):
             message, descriptors = None, []
+        if descriptors and message == {"event": "ready"} and not self._ready.done():
+            self._waiting, self._generation = socket.socket(fileno=descriptors.pop()), 1
+            self._waiting.setblocking(False)
         for fd in descriptors:
             os.close(fd)
         if message is None:
@@ -304,6 +317,9 @@ class Sandbox:
 
     def _settle(self, status: int) -> None:
         """The runtime process has ended."""
+        if self._waiting is not None:
+            self._waiting.close()
+            self._waiting = None
         if self._process is None or self._process.exit_status.done():
             return
         killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
