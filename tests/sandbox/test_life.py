@@ -228,6 +228,20 @@ async def test_a_rehearsal_leaves_no_trace(mount_namespace: None, place: Path) -
     assert seen["directory"] == seen["first"] == "/var/task"
 
 
+async def test_a_rehearsal_succeeds_whatever_the_agents_umask_is(mount_namespace: None, place: Path) -> None:
+    """Daemons of `lambent up` let nobody read their files; who fails in a rehearsal is gone when its order comes."""
+    before = os.umask(0o077)
+    try:
+        async with asyncio.timeout(30), lab(place, "umask", pool_size=1) as made:
+            await made.host.wait_until_filled()
+            [pooled] = pool_of(made.host)
+            [_reaper, runtime] = processes_of(pooled)
+            await asyncio.to_thread(wait_until_receiving, runtime)
+            assert processes_of(pooled) == [_reaper, runtime]
+    finally:
+        os.umask(before)
+
+
 async def test_a_cold_start_does_not_wait_for_the_reaper(mount_namespace: None, place: Path) -> None:
     """Its order goes to the process that waits for it; to wake another one first would take as long as half a start."""
     async with asyncio.timeout(30), lab(place, "direct") as made, made.sandbox(ECHO) as sandbox:

@@ -51,8 +51,9 @@ def make_slot_mount(directory: Path, account: str) -> None:
     """
     linux.mount("lambent-slot", str(directory), "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, _SLOT_OPTIONS)
     linux.mount(None, str(directory), None, linux.MS_SHARED)
-    (directory / "task").mkdir()
-    (directory / "tmp").mkdir()
+    for name in ("task", "tmp"):
+        (directory / name).mkdir()
+        (directory / name).chmod(0o755)  # whatever our umask is: the slot's user enters them when it rehearses
     passwd = directory / "passwd"
     passwd.write_text(account)
     passwd.chmod(0o644)  # whatever our umask is: the slot's user reads it
