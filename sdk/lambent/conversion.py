@@ -160,7 +160,8 @@ def cluster_status(message: cluster_pb2.GetStatusResponse) -> ClusterStatus:
 def log_events(batch: log_pb2.LogBatch) -> Iterator[LogEvent]:
     """Read the lines of one batch. Where lines were dropped, one of them is the node's `platform.logsDropped`."""
     for event in batch.events:
-        yield LogEvent(time(event.event_time), event.message, batch.log_stream, batch.node_id)
+        for message in event.message.split("\n") if event.lines > 1 else (event.message,):
+            yield LogEvent(time(event.event_time), message, batch.log_stream, batch.node_id)
 
 
 def time(stamp: Timestamp) -> datetime:

@@ -18,6 +18,7 @@ from nats.aio.client import Client
 from tests.etcd_server import EtcdServer, etcd_server
 from tests.nats_server import NatsServer, nats_server
 
+from lambent.conversion import log_events
 from lambent.framing import INITIAL_CREDIT_BYTES, MAX_FRAME_BYTES, PIECE_BYTES, FrameWriter
 from lambent.message_stream import MessageStream, connect
 from lambent.v1 import frame_pb2, log_pb2, node_pb2
@@ -302,7 +303,7 @@ class World:
             async with asyncio.timeout(WAIT_S):
                 while not any(line.startswith(last) for line in lines):
                     message = await subscription.next_msg(timeout=WAIT_S)
-                    lines += [event.message for event in log_pb2.LogBatch.FromString(message.data).events]
+                    lines += [event.message for event in log_events(log_pb2.LogBatch.FromString(message.data))]
         except TimeoutError as error:
             raise AssertionError(f"no line {last!r} in {lines}") from error
         finally:

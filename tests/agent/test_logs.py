@@ -12,13 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.nats_server import nats_server
 
+from lambent.conversion import log_events
 from lambent.v1 import frame_pb2, log_pb2
 from lambent_common.log_streams import MAX_BATCH_BYTES
 from lambent_common.nats import connect_nats
 from lambent_node_agent.logs import platform_lines
 from lambent_node_agent.logs.budget import IngestBudget
 from lambent_node_agent.logs.environment_log import TAIL_BYTES, Batch, Drops, EnvironmentLog, log_stream_name
-from lambent_node_agent.logs.line_assembler import MAX_LINE_BYTES, LineAssembler
+from lambent_node_agent.logs.line_assembler import MAX_LINE_BYTES, MAX_OUTPUT_BYTES, LineAssembler, lines_in
 from lambent_node_agent.logs.publisher import LogPublisher
 
 
@@ -49,7 +50,7 @@ class Sink:
 
     def messages(self) -> list[str]:
         """All lines so far."""
-        return [event.message for batch in self.batches for event in batch.events]
+        return [event.message for batch in self.batches for event in log_events(batch)]
 
 
 def make(sink: Sink, budget: IngestBudget | None = None) -> EnvironmentLog:
@@ -60,7 +61,9 @@ def make(sink: Sink, budget: IngestBudget | None = None) -> EnvironmentLog:
 def test_lines_do_not_depend_on_how_the_output_arrives(pieces: list[bytes]) -> None:
     """A pipe cuts output anywhere."""
     assembler = LineAssembler()
-    lines = [line for piece in pieces for line in assembler.feed(piece)] + assembler.flush()
+    blocks = [block for piece in pieces for block in assembler.feed(piece)] + assembler.flush()
+    lines = [line for block in blocks for line in block.split(b"\n")]
+    assert sum(map(lines_in, blocks)) == len(lines)
     whole = b"".join(pieces)
     expected = whole.split(b"\n")
     if not expected[-1]:
@@ -82,7 +85,8 @@ def test_a_line_without_end_is_cut_at_its_bound() -> None:
 def test_a_long_line_in_single_bytes_costs_what_it_brings() -> None:
     """A function that writes byte by byte, and no newline, must not have the agent copy the line at each byte."""
     assembler = LineAssembler()
-    assembler.feed(b"x" * (MAX_LINE_BYTES // 2))
+    for _ in range(MAX_LINE_BYTES // 2 // MAX_OUTPUT_BYTES):
+        assembler.feed(b"x" * MAX_OUTPUT_BYTES)
     before_s = time.process_time()
     for _ in range(MAX_LINE_BYTES // 2):
         assert not assembler.feed(b"y")
@@ -123,7 +127,9 @@ async def test_no_batch_is_over_the_streams_limit() -> None:
     log = make(sink)
     for _ in range(30):
         log.output(b"\xff" * 60_000 + b"\n")
-    log.output(b"\xff" * MAX_LINE_BYTES + b"\n")
+    for _ in range(MAX_LINE_BYTES // MAX_OUTPUT_BYTES):
+        log.output(b"\xff" * MAX_OUTPUT_BYTES)
+    log.output(b"\n")
     log.close()
     assert max(sink.sizes) < MAX_BATCH_BYTES
     assert len(sink.messages()) == 31
@@ -133,14 +139,77 @@ async def test_output_over_the_budget_is_dropped_and_counted() -> None:
     """A flood must not cost the others their logs, and its author has to see that lines are missing."""
     sink = Sink()
     log = make(sink, IngestBudget(rate_bytes_per_s=0.001, burst_bytes=1000))
-    log.output(b"".join(b"%099d\n" % number for number in range(100)))
+    for first in range(0, 100, 5):
+        log.output(b"".join(b"%099d\n" % number for number in range(first, first + 5)))
     log.platform("END")
     log.close()
     messages = sink.messages()
     assert messages[-1] == "END", "the platform's own lines are not the function's to use up"
+    assert messages[1:-1] == [f"{number:099}" for number in range(5)]
     line = json.loads(messages[0])
     assert line["type"] == "platform.logsDropped"
-    assert (line["record"]["droppedRecords"], line["record"]["droppedBytes"]) == (93, 93 * 99)
+    assert (line["record"]["droppedRecords"], line["record"]["droppedBytes"]) == (95, 95 * 99)
+
+
+PIECES = st.lists(st.binary(max_size=30) | st.just(b"\n") | st.just(b"a\nb\n\n"), max_size=20)
+
+
+@given(PIECES, st.integers(0, 1000), st.booleans())
+def test_every_line_arrives_or_is_counted(pieces: list[bytes], burst_bytes: int, lose_some: bool) -> None:
+    """However output is cut, and whatever of it has room: what is missing is exactly what is said to be dropped."""
+
+    async def run() -> None:
+        sink = Sink()
+        log = make(sink, IngestBudget(rate_bytes_per_s=1e-9, burst_bytes=burst_bytes))
+        for number, piece in enumerate(pieces):
+            log.output(piece)
+            if lose_some and number % 3 == 0:
+                sink.full = not sink.full
+                log.flush()
+        sink.full = False
+        log.end_output()
+        log.platform("END")
+        log.close()
+        whole = b"".join(pieces).split(b"\n")
+        lines = whole[:-1] if not whole[-1] else whole
+        *events, end = [event for batch in sink.batches for event in batch.events]
+        assert end.message == "END"
+        dropped = [json.loads(event.message)["record"] for event in events if '"platform.logsDropped"' in event.message]
+        events = [event for event in events if '"platform.logsDropped"' not in event.message]
+        arrived = sum(max(1, event.lines) for event in events)
+        assert arrived + sum(record["droppedRecords"] for record in dropped) == len(lines)
+        lost_bytes = sum(record["droppedBytes"] for record in dropped)
+        assert lost_bytes <= sum(map(len, lines))
+        if not arrived:
+            assert lost_bytes == sum(map(len, lines))
+
+    asyncio.run(run())
+
+
+async def test_lines_that_were_read_together_travel_together() -> None:
+    """A read of 64 KiB may hold as many lines; each is work for who reads the log, and none for the agent."""
+    sink = Sink()
+    log = make(sink)
+    log.output(b"a\n\nb\nc")
+    log.platform("one event\nof two lines")
+    log.close()
+    [batch] = sink.batches
+    assert [(event.message, event.lines) for event in batch.events] == [
+        ("a\n\nb", 3),
+        ("one event\nof two lines", 0),
+        ("c", 0),
+    ]
+    assert sink.messages() == ["a", "", "b", "one event\nof two lines", "c"]
+
+
+async def test_a_flood_of_empty_lines_costs_what_its_bytes_cost() -> None:
+    """16 MiB of them: over the budget or within, the agent may not spend time on each."""
+    log = make(Sink())
+    before_s = time.process_time()
+    for _ in range(256):
+        log.output(b"\n" * MAX_OUTPUT_BYTES)
+    assert time.process_time() - before_s < 0.5
+    log.close()
 
 
 async def test_a_full_buffer_drops_and_counts_but_never_waits() -> None:

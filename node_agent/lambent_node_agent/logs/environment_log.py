@@ -7,10 +7,10 @@ import json
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from lambent.v1 import log_pb2
-from lambent_node_agent.logs.line_assembler import MAX_LINE_BYTES, LineAssembler
+from lambent_node_agent.logs.line_assembler import MAX_LINE_BYTES, LineAssembler, lines_in
 
 if TYPE_CHECKING:
     from lambent_node_agent.logs.budget import IngestBudget
@@ -20,8 +20,10 @@ BATCH_BYTES: Final = 64 * 1024
 BATCH_DELAY_S: Final = 0.2
 TAIL_BYTES: Final = 4096  # AWS Lambda: LogType=Tail gives the last 4 KB
 
-# What a line costs beside its text: a time stamp and lengths.
+# What a line costs the budget beside its text; CloudWatch Logs bills 26. Whoever reads the log pays for each line.
 _LINE_OVERHEAD_BYTES: Final = 32
+# What an entry takes in a batch beside its text: a time stamp and lengths.
+_ENTRY_OVERHEAD_BYTES: Final = 32
 
 
 @dataclass(slots=True)
@@ -41,6 +43,25 @@ class Drops:
         taken = self.events, self.size_bytes
         self.events = self.size_bytes = 0
         return taken
+
+
+class _Entry(NamedTuple):
+    """What waits to be put into a batch as one: a line, or lines that were read together.
+
+    Attributes:
+        time_ns: When it was read, since the epoch.
+        text: Without a newline at its end.
+        lines: Events that it holds.
+    """
+
+    time_ns: int
+    text: bytes
+    lines: int
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of its lines."""
+        return len(self.text) - (self.lines - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +93,8 @@ class _Tail:
     def __init__(self) -> None:
         self._data = bytearray()
 
-    def add(self, line: bytes) -> None:
-        self._data += line[-TAIL_BYTES:]
+    def add(self, lines: bytes) -> None:
+        self._data += lines[-TAIL_BYTES:]
         self._data += b"\n"
         if len(self._data) > 2 * TAIL_BYTES:
             del self._data[:-TAIL_BYTES]
@@ -100,7 +121,7 @@ class EnvironmentLog:
         self._sink = sink
         self._budget = budget
         self._assembler = LineAssembler()
-        self._lines: list[tuple[int, bytes]] = []
+        self._entries: list[_Entry] = []
         self._size_bytes = 0
         self._drops = Drops()
         self._tail: _Tail | None = None
@@ -108,19 +129,19 @@ class EnvironmentLog:
         self._timer: asyncio.TimerHandle | None = None
 
     def output(self, data: bytes) -> None:
-        """Take what the function printed."""
-        self._function_lines(self._assembler.feed(data))
+        """Take what the function printed, at most 64 KiB."""
+        self._blocks(self._assembler.feed(data))
 
     def end_output(self) -> None:
         """Make an incomplete line a line: something else is to follow it."""
-        self._function_lines(self._assembler.flush())
+        self._blocks(self._assembler.flush())
 
     def platform(self, line: str) -> None:
         """Write a line of the platform's own. What was printed before is complete."""
         data = line.encode()
         if self._tail is not None:
             self._tail.add(data)
-        self._append(data, time.time_ns())
+        self._append(_Entry(time.time_ns(), data, 1))
 
     def begin_tail(self) -> None:
         """Start to keep the last 4 KiB."""
@@ -141,46 +162,49 @@ class EnvironmentLog:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if not self._lines:
+        if not self._entries:
             return
-        lines, self._lines, size_bytes, self._size_bytes = self._lines, [], self._size_bytes, 0
+        entries, self._entries, self._size_bytes = self._entries, [], 0
         dropped_events, dropped_bytes = self._drops.take()
-        payload = self._encode(lines, dropped_events, dropped_bytes)
-        events = dropped_events + len(lines)
-        size_bytes += dropped_bytes - len(lines) * _LINE_OVERHEAD_BYTES
+        payload = self._encode(entries, dropped_events, dropped_bytes)
+        events = dropped_events + sum(entry.lines for entry in entries)
+        size_bytes = dropped_bytes + sum(entry.size_bytes for entry in entries)
         if not self._sink.offer(Batch(self._subject, payload, events, size_bytes, self._drops)):
             self._drops.add(events, size_bytes)
 
-    def _function_lines(self, lines: list[bytes]) -> None:
-        if not lines:
+    def _blocks(self, blocks: list[bytes]) -> None:
+        """Keep each block whole, or drop it whole and count its lines."""
+        if not blocks:
             return
         now_ns = time.time_ns()
         now = time.monotonic()
-        for line in lines:
+        for block in blocks:
             if self._tail is not None:
-                self._tail.add(line)
-            size_bytes = len(line) + _LINE_OVERHEAD_BYTES
-            if self._budget.take(self._subject, size_bytes, now):
-                self._append(line, now_ns)
+                self._tail.add(block)
+            entry = _Entry(now_ns, block, lines_in(block))
+            if self._budget.take(self._subject, entry.size_bytes + entry.lines * _LINE_OVERHEAD_BYTES, now):
+                self._append(entry)
             else:
-                self._drops.add(1, len(line))
+                self._drops.add(entry.lines, entry.size_bytes)
 
-    def _append(self, line: bytes, now_ns: int) -> None:
-        self._lines.append((now_ns, line))
-        self._size_bytes += len(line) + _LINE_OVERHEAD_BYTES
+    def _append(self, entry: _Entry) -> None:
+        self._entries.append(entry)
+        self._size_bytes += len(entry.text) + _ENTRY_OVERHEAD_BYTES
         if self._size_bytes >= BATCH_BYTES:
             self.flush()
         elif self._timer is None:
             self._timer = self._loop.call_later(BATCH_DELAY_S, self.flush)
 
-    def _encode(self, lines: list[tuple[int, bytes]], dropped_events: int, dropped_bytes: int) -> bytes:
+    def _encode(self, entries: list[_Entry], dropped_events: int, dropped_bytes: int) -> bytes:
         if dropped_events:
-            first_ns = lines[0][0]
-            lines = [(first_ns, _dropped_line(first_ns, dropped_events, dropped_bytes)), *lines]
+            first_ns = entries[0].time_ns
+            entries = [_Entry(first_ns, _dropped_line(first_ns, dropped_events, dropped_bytes), 1), *entries]
         batch = log_pb2.LogBatch(log_stream=self.stream_name, node_id=self._node_id)
-        for now_ns, line in lines:
-            event = batch.events.add(message=_text(line))
-            event.event_time.seconds, event.event_time.nanos = divmod(now_ns, 1_000_000_000)
+        for entry in entries:
+            event = batch.events.add(message=_text(entry.text))
+            event.event_time.seconds, event.event_time.nanos = divmod(entry.time_ns, 1_000_000_000)
+            if entry.lines > 1:
+                event.lines = entry.lines
         return batch.SerializeToString()
 
 

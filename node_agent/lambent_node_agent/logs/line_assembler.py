@@ -1,4 +1,4 @@
-"""Cutting a process's output into lines."""
+"""Cutting a process's output into lines, many at once."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ from typing import Final
 
 # CloudWatch Logs quotas: one log event holds at most 256 KiB.
 MAX_LINE_BYTES: Final = 256 * 1024
+# What one read of a log pipe gives at most: all that it holds, unless somebody enlarged it.
+MAX_OUTPUT_BYTES: Final = 64 * 1024
 
 
 class LineAssembler:
-    """Gives the lines of a byte stream that arrives in arbitrary pieces.
+    """Gives the lines of a byte stream that arrives in arbitrary pieces, as blocks.
 
-    Holds at most one incomplete line of 256 KiB; a longer one is cut there and goes on as a further line.
+    A block is whole lines with newlines between them, and none after the last; as a rule a read is one block. Nothing
+    is done for each line, so that a flood of empty ones costs no more than one long line does. Holds at most one
+    incomplete line of 256 KiB; a longer one is cut there and goes on as a further line.
     """
 
     __slots__ = ("_partial",)
@@ -20,31 +24,28 @@ class LineAssembler:
         self._partial = bytearray()
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Add output and give the lines that are complete, without their newlines.
+        """Add output, at most 64 KiB, and give the lines that are complete.
 
         The cost is that of `data`, however long the incomplete line is.
         """
-        partial = self._partial
-        end = data.find(b"\n")
+        assert len(data) <= MAX_OUTPUT_BYTES
+        end = data.rfind(b"\n")
         if end < 0:
-            partial += data
+            self._partial += data
             return self._take_full()
-        lines: list[bytes] = []
-        if partial:
-            partial += data[:end]
-            lines += self._take_full()
-            lines.append(bytes(partial))
-            data = data[end + 1 :]
-        *rest, last = data.split(b"\n")
-        lines += rest
-        self._partial = bytearray(last)
-        if len(data) > MAX_LINE_BYTES:  # otherwise none of these can be longer
-            lines = [piece for line in lines for piece in _cut(line)]
-            lines += self._take_full()
-        return lines
+        start, blocks = 0, []
+        if self._partial:
+            first = data.find(b"\n")
+            self._partial += data[:first]
+            blocks = [*self._take_full(), bytes(self._partial)]
+            start = first + 1
+        if start <= end:
+            blocks.append(data[start:end])
+        self._partial = bytearray(data[end + 1 :])
+        return blocks
 
     def flush(self) -> list[bytes]:
-        """Give the incomplete line, if there is one, as a line."""
+        """Give the incomplete line, if there is one, as a block."""
         if not self._partial:
             return []
         partial, self._partial = self._partial, bytearray()
@@ -52,15 +53,13 @@ class LineAssembler:
 
     def _take_full(self) -> list[bytes]:
         """Cut from the incomplete line what is over its bound."""
-        partial = self._partial
-        if len(partial) <= MAX_LINE_BYTES:
+        if len(self._partial) <= MAX_LINE_BYTES:
             return []
-        *full, last = _cut(bytes(partial))
-        self._partial[:] = last
-        return full
+        full = bytes(self._partial[:MAX_LINE_BYTES])
+        del self._partial[:MAX_LINE_BYTES]
+        return [full]
 
 
-def _cut(line: bytes) -> list[bytes]:
-    if len(line) <= MAX_LINE_BYTES:
-        return [line]
-    return [line[start : start + MAX_LINE_BYTES] for start in range(0, len(line), MAX_LINE_BYTES)]
+def lines_in(block: bytes) -> int:
+    """Count the lines of a block."""
+    return block.count(b"\n") + 1

@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14lambent/v1/log.proto\x12\nlambent.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"K\n\x08LogEvent\x12.\n\nevent_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07message\x18\x02 \x01(\t\"U\n\x08LogBatch\x12\x12\n\nlog_stream\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12$\n\x06\x65vents\x18\x03 \x03(\x0b\x32\x14.lambent.v1.LogEvent\"s\n\x0fTailLogsRequest\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t\x12\x15\n\rfunction_name\x18\x02 \x01(\t\x12(\n\x05since\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06\x66ollow\x18\x04 \x01(\x08\"7\n\x10TailLogsResponse\x12#\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x14.lambent.v1.LogBatch2U\n\nLogService\x12G\n\x08TailLogs\x12\x1b.lambent.v1.TailLogsRequest\x1a\x1c.lambent.v1.TailLogsResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14lambent/v1/log.proto\x12\nlambent.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"Z\n\x08LogEvent\x12.\n\nevent_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05lines\x18\x03 \x01(\r\"U\n\x08LogBatch\x12\x12\n\nlog_stream\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12$\n\x06\x65vents\x18\x03 \x03(\x0b\x32\x14.lambent.v1.LogEvent\"s\n\x0fTailLogsRequest\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t\x12\x15\n\rfunction_name\x18\x02 \x01(\t\x12(\n\x05since\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06\x66ollow\x18\x04 \x01(\x08\"7\n\x10TailLogsResponse\x12#\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x14.lambent.v1.LogBatch2U\n\nLogService\x12G\n\x08TailLogs\x12\x1b.lambent.v1.TailLogsRequest\x1a\x1c.lambent.v1.TailLogsResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,13 +34,13 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'lambent.v1.log_pb2', _globa
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_LOGEVENT']._serialized_start=101
-  _globals['_LOGEVENT']._serialized_end=176
-  _globals['_LOGBATCH']._serialized_start=178
-  _globals['_LOGBATCH']._serialized_end=263
-  _globals['_TAILLOGSREQUEST']._serialized_start=265
-  _globals['_TAILLOGSREQUEST']._serialized_end=380
-  _globals['_TAILLOGSRESPONSE']._serialized_start=382
-  _globals['_TAILLOGSRESPONSE']._serialized_end=437
-  _globals['_LOGSERVICE']._serialized_start=439
-  _globals['_LOGSERVICE']._serialized_end=524
+  _globals['_LOGEVENT']._serialized_end=191
+  _globals['_LOGBATCH']._serialized_start=193
+  _globals['_LOGBATCH']._serialized_end=278
+  _globals['_TAILLOGSREQUEST']._serialized_start=280
+  _globals['_TAILLOGSREQUEST']._serialized_end=395
+  _globals['_TAILLOGSRESPONSE']._serialized_start=397
+  _globals['_TAILLOGSRESPONSE']._serialized_end=452
+  _globals['_LOGSERVICE']._serialized_start=454
+  _globals['_LOGSERVICE']._serialized_end=539
 # @@protoc_insertion_point(module_scope)

@@ -22,27 +22,35 @@ DESCRIPTOR: descriptor.FileDescriptor
 
 @typing.final
 class LogEvent(message.Message):
-    """One line of a log, as CloudWatch calls it a log event."""
+    """A log event, as CloudWatch calls it: one line that a function printed, or a message of the platform's. Lines that were
+    read together may stand together.
+    """
 
     DESCRIPTOR: descriptor.Descriptor
 
     EVENT_TIME_FIELD_NUMBER: builtins.int
     MESSAGE_FIELD_NUMBER: builtins.int
+    LINES_FIELD_NUMBER: builtins.int
     message: builtins.str
     """Text without its final newline. At most 256 KiB."""
+    lines: builtins.int
+    """Over 1: `message` is so many events, one a line, each with this time. 0 and 1 mean that it is one event, whatever
+    newlines are in it.
+    """
     @builtins.property
     def event_time(self) -> timestamp_pb2.Timestamp:
-        """When the node read the line."""
+        """When the node read it."""
 
     def __init__(
         self,
         *,
         event_time: timestamp_pb2.Timestamp | None = ...,
         message: builtins.str = ...,
+        lines: builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["event_time", b"event_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["event_time", b"event_time", "message", b"message"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["event_time", b"event_time", "lines", b"lines", "message", b"message"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
