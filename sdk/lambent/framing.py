@@ -25,6 +25,9 @@ PIECE_BYTES = 32 * 1024
 """What a body is cut into. On two cores beside two clients of 6 MB, small calls have a p99 of 3.8 ms with these pieces,
 of 4.3 with twice the size and of 3.0 with half; a 6 MB call alone takes 45, 32 or 65 ms."""
 
+_JOINED_BYTES = 4096
+"""Pieces that wait are joined up to this size: a frame costs much more than its bytes when those are few."""
+
 INITIAL_CREDIT_BYTES = PIECE_BYTES
 """Credit of a call when it starts, in each direction: one piece. It bounds what a call makes others hold, and it paces
 large calls, so that they leave the cores to small ones."""
@@ -100,7 +103,9 @@ class Body(Generic[FrameT]):
     def push(self, payload: bytes | memoryview) -> None:
         """Add to the body. Anything longer than a piece is cut, and copied only when it leaves."""
         if len(payload) <= PIECE_BYTES:
-            if payload:
+            if self._pieces and len(self._pieces[-1]) + len(payload) <= _JOINED_BYTES:
+                self._pieces[-1] = b"".join((self._pieces[-1], payload))
+            elif payload:
                 self._pieces.append(payload)
         else:
             view = memoryview(payload)

@@ -197,6 +197,20 @@ def test_a_body_of_any_pieces_moves_while_its_receiver_gives_credit_in_halves(si
     asyncio.run(run())
 
 
+async def test_small_pieces_that_wait_leave_as_one() -> None:
+    """A byte at a time without credit would become as many frames, each of which costs as much as a long one."""
+    stream = Stream()
+    writer: FrameWriter[Frame] = FrameWriter(stream.write)
+    body = _body(writer, "data")
+    for number in range(10_000):
+        body.push(bytes([number % 256]))
+    body.finish(("end", b""))
+    *pieces, end = await _run_to_end(writer, stream)
+    assert end == ("end", b"")
+    assert len(pieces) == 3
+    assert b"".join(piece for _, piece in pieces) == bytes(number % 256 for number in range(10_000))
+
+
 async def test_a_body_moves_however_many_short_frames_wait() -> None:
     """Frames of 64 KiB that never end leave room for a piece in each batch."""
     stream = Stream()
