@@ -29,15 +29,16 @@ def config(directory: Path, owner: str, pool_size: int = 0) -> SandboxConfig:
 
 @dataclass
 class Function:
-    """One environment: its sandbox, its runtime process and what it printed."""
+    """One environment: its sandbox, its runtime process, what it printed, and the key of its last frame."""
 
     sandbox: Sandbox
     process: RuntimeProcess
     received: bytearray = field(default_factory=bytearray)
+    key: bytes = channel.NO_KEY
 
     async def frame(self) -> tuple[channel.Kind, bytes]:
         """Wait for the next frame; EOFError when the runtime has closed the channel."""
-        length, kind = channel.HEADER.unpack(await self._receive(channel.HEADER.size))
+        length, kind, self.key = channel.HEADER.unpack(await self._receive(channel.HEADER.size))
         assert length <= channel.FROM_RUNTIME[kind]
         return channel.Kind(kind), await self._receive(length)
 

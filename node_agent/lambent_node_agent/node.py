@@ -15,6 +15,7 @@ from lambent.v1 import node_pb2
 from lambent_common.log_streams import log_subject
 from lambent_node_agent.environment.model import Phase
 from lambent_node_agent.environment.shell import EnvironmentShell
+from lambent_node_agent.environment.turns import Turns
 from lambent_node_agent.logs.environment_log import EnvironmentLog, log_stream_name
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ class Node:
         self.node_id = node_id
         self.sandboxes = sandboxes
         self.code = code
+        self.turns = Turns(asyncio.get_running_loop().call_later)
         self.environments: dict[str, EnvironmentShell] = {}
         self.draining = False
         self._admission = admission

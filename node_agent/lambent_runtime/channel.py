@@ -1,8 +1,12 @@
 """Frames between the node agent and the runtime process of one execution environment.
 
-A frame is a 4-byte big-endian body length, a 1-byte kind and the body. The agent sends INVOKE; the runtime answers
-READY or INIT_ERROR once, then for each INVOKE either RESULT, ERROR, or any number of CHUNK closed by STREAM_END or
-STREAM_ERROR. The runtime has flushed stdout and stderr before each frame but INVOKE and CHUNK.
+A frame is a 4-byte big-endian body length, a 1-byte kind, the 8-byte key of the invocation that it belongs to, and the
+body. The agent sends INVOKE; the runtime answers READY or INIT_ERROR once, then for each INVOKE either RESULT, ERROR,
+or any number of CHUNK closed by STREAM_END or STREAM_ERROR. The runtime has flushed stdout and stderr before each frame
+but INVOKE and CHUNK.
+
+An answer repeats the key of its INVOKE. Each key is drawn anew, so that what was written before an invocation was sent,
+or is said of an earlier one, cannot be its answer.
 
 The agent must treat what it reads as hostile: function code holds the same descriptor. It bounds every frame by its
 kind, `FROM_RUNTIME`, before it buffers a body.
@@ -54,7 +58,12 @@ MAX_CHUNK_BYTES = 64 * 1024
 MAX_INVOKE_HEADER_BYTES = 0xFFFF
 """The header's length travels in two bytes; a client context has at most 3,583 bytes."""
 
-HEADER = struct.Struct(">IB")
+KEY_BYTES = 8
+"""No function guesses the key of a call to come: at a million frames a second it would take 300,000 years."""
+NO_KEY = bytes(KEY_BYTES)
+"""Of frames before the first INVOKE."""
+
+HEADER = struct.Struct(f">IB{KEY_BYTES}s")
 _HEADER_LENGTH = struct.Struct(">H")
 _LOAD = struct.Struct(">I")
 
@@ -93,6 +102,7 @@ class InvokeHeader:
     It travels as text, the fields one after another with a NUL between them; the last may hold some of its own.
 
     Attributes:
+        key: What its answer is known by; travels in the frame's own header.
         request_id: The invocation's id, a UUID.
         deadline_ms: When the invocation times out, in milliseconds since the epoch.
         invoked_function_arn: The ARN as the caller gave it, with its qualifier if there was one.
@@ -101,7 +111,7 @@ class InvokeHeader:
         client_context: JSON text of the caller's client context, or None.
     """
 
-    __slots__ = ("client_context", "deadline_ms", "invoked_function_arn", "request_id", "streaming", "trace_id")
+    __slots__ = ("client_context", "deadline_ms", "invoked_function_arn", "key", "request_id", "streaming", "trace_id")
 
     def __init__(
         self,
@@ -112,7 +122,9 @@ class InvokeHeader:
         *,
         client_context: str | None = None,
         streaming: bool = False,
+        key: bytes = NO_KEY,
     ) -> None:
+        self.key = key
         self.request_id = request_id
         self.deadline_ms = deadline_ms
         self.invoked_function_arn = invoked_function_arn
@@ -148,12 +160,16 @@ def encode_invoke(header: InvokeHeader, event: bytes, *more: bytes) -> list[byte
     if size > MAX_EVENT_BYTES:
         raise ValueError(f"the event has {size} bytes, more than {MAX_EVENT_BYTES}")
     length = _HEADER_LENGTH.size + len(text) + size
-    start = b"".join((HEADER.pack(length, Kind.INVOKE), _HEADER_LENGTH.pack(len(text)), text, event))
+    start = b"".join((HEADER.pack(length, Kind.INVOKE, header.key), _HEADER_LENGTH.pack(len(text)), text, event))
     return [start, *more]
 
 
-def decode_invoke(body: bytes | bytearray) -> tuple[InvokeHeader, memoryview]:
+def decode_invoke(body: bytes | bytearray, key: bytes = NO_KEY) -> tuple[InvokeHeader, memoryview]:
     """Take an INVOKE body apart into header and event, without a copy of the event.
+
+    Args:
+        body: What stood behind the frame's header.
+        key: What stood in it.
 
     Raises:
         ProtocolError: The body is shorter than it says, or the header is not what it must be.
@@ -174,6 +190,7 @@ def decode_invoke(body: bytes | bytearray) -> tuple[InvokeHeader, memoryview]:
             trace_id,
             client_context=client_context or None,
             streaming=bool(streaming),
+            key=key,
         )
     except ValueError as error:
         raise ProtocolError(f"INVOKE header: {error}", Kind.INVOKE, len(body)) from error
@@ -198,14 +215,17 @@ def decode_ready(body: bytes) -> int:
 class BlockingChannel:
     """The runtime's side: whole frames over a blocking stream socket.
 
+    Each frame that it sends belongs to the invocation that it has received last.
+
     Args:
         connection: A connected stream socket; owned from now on.
     """
 
-    __slots__ = ("_connection", "_readable")
+    __slots__ = ("_connection", "_key", "_readable")
 
     def __init__(self, connection: socket.SocketType) -> None:
         self._connection = connection
+        self._key = NO_KEY
         self._readable = select.poll()
         self._readable.register(connection, select.POLLIN)
 
@@ -216,9 +236,9 @@ class BlockingChannel:
             OSError: The channel is gone.
         """
         if len(body) <= MAX_CHUNK_BYTES:
-            self._connection.sendall(HEADER.pack(len(body), kind) + body)
+            self._connection.sendall(HEADER.pack(len(body), kind, self._key) + body)
         else:
-            self._connection.sendall(HEADER.pack(len(body), kind))
+            self._connection.sendall(HEADER.pack(len(body), kind, self._key))
             self._connection.sendall(body)
 
     def receive_invoke(self) -> tuple[InvokeHeader, memoryview] | None:
@@ -235,14 +255,17 @@ class BlockingChannel:
             return None
         while len(first) < HEADER.size:
             first += self._more(MAX_CHUNK_BYTES)
-        length, kind = HEADER.unpack_from(first)
+        length, kind, key = HEADER.unpack_from(first)
         if length > FROM_AGENT.get(kind, -1):
             raise ProtocolError(f"frame of kind {kind} and {length} bytes", kind, length)
         if len(first) - HEADER.size > length:
             raise ProtocolError("a second invocation before the answer to the first", kind, length)
         if len(first) - HEADER.size == length:
-            return decode_invoke(first[HEADER.size :])
-        return decode_invoke(self._fill(first[HEADER.size :], length))
+            invocation = decode_invoke(first[HEADER.size :], key)
+        else:
+            invocation = decode_invoke(self._fill(first[HEADER.size :], length), key)
+        self._key = key
+        return invocation
 
     def _fill(self, start: bytes, length: int) -> bytearray:
         body = bytearray(length)

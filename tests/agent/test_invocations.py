@@ -238,7 +238,7 @@ async def test_large_payloads_and_answers_travel_in_pieces(agent: World, schedul
 async def test_an_answer_over_the_limit_is_a_function_error(agent: World, scheduler: Scheduler, how: str) -> None:
     """The environment is kept, also when the size slips past the runtime's own check."""
     source = f"""
-        import os, socket, struct
+        import os, socket, struct, sys
         def handler(event, context):
             if event == "small":
                 return os.getpid()
@@ -246,9 +246,10 @@ async def test_an_answer_over_the_limit_is_a_function_error(agent: World, schedu
             if "{how}" == "return":
                 return "x" * (size - 2)
             channel = next(s for s in channels())
-            channel.sendall(struct.pack(">IB", size, 12) + bytes(size))
-            channel.recv(1 << 16)  # swallows the next invocation
-            channel.sendall(struct.pack(">IB", 4, 12) + b'"ok"')
+            key = sys._getframe(1).f_locals["header"].key
+            channel.sendall(struct.pack(">IB8s", size, 12, key) + bytes(size))
+            key = channel.recv(1 << 16)[5:13]  # swallows the next invocation
+            channel.sendall(struct.pack(">IB8s", 4, 12, key) + b'"ok"')
             import time; time.sleep(60)
         def channels():
             for fd in range(3, 64):
@@ -272,8 +273,8 @@ async def test_an_answer_over_the_limit_is_a_function_error(agent: World, schedu
     [
         "channel().sendall(b'\\x00\\x00\\x00\\x01\\x63z' * 1000)",
         "channel().sendall(b'\\xff' * 100000)",
-        "channel().sendall(b'\\x00\\x00\\x00\\x00\\x0a')",  # READY once more
-        "channel().sendall(b'\\x7f\\xff\\xff\\xff\\x0d')",  # an ERROR of 2 GiB
+        "channel().sendall(b'\\x00\\x00\\x00\\x00\\x0a' + sys._getframe(1).f_locals['header'].key)",  # READY once more
+        "channel().sendall(b'\\x7f\\xff\\xff\\xff\\x0d' + bytes(8))",  # an ERROR of 2 GiB
         "[os.close(fd) for fd in range(3, 256) if is_open(fd)]; time.sleep(60)",
     ],
     ids=["unknown-kind", "noise", "second-ready", "too-long", "closed"],
@@ -283,7 +284,7 @@ async def test_garbage_on_the_channel_ends_the_runtime_and_not_the_agent(
 ) -> None:
     """Function code holds the runtime's descriptor and may write anything to it, or close it."""
     source = f"""
-        import os, socket, time
+        import os, socket, sys, time
         def is_open(fd):
             try:
                 os.fstat(fd)

@@ -12,7 +12,9 @@ from lambent_runtime.channel import (
     FROM_AGENT,
     FROM_RUNTIME,
     HEADER,
+    KEY_BYTES,
     MAX_EVENT_BYTES,
+    NO_KEY,
     BlockingChannel,
     InvokeHeader,
     Kind,
@@ -26,12 +28,17 @@ from lambent_runtime.channel import (
 _NAMES = st.text(st.characters(exclude_characters="\0", codec="utf-8"), max_size=20)
 
 
-@given(_NAMES, st.integers(0, 2**50), _NAMES, st.none() | st.text(min_size=1), st.booleans(), st.binary())
+_KEYS = st.binary(min_size=KEY_BYTES, max_size=KEY_BYTES)
+
+
+@given(_NAMES, st.integers(0, 2**50), _NAMES, st.none() | st.text(min_size=1), st.booleans(), st.binary(), _KEYS)
 def test_an_invocation_arrives_as_it_was_sent(
-    request_id: str, deadline_ms: int, trace_id: str, context: str | None, streaming: bool, event: bytes
+    request_id: str, deadline_ms: int, trace_id: str, context: str | None, streaming: bool, event: bytes, key: bytes
 ) -> None:
     """Header and event reach the handler unchanged, whatever they contain."""
-    header = InvokeHeader(request_id, deadline_ms, "arn", trace_id, client_context=context, streaming=streaming)
+    header = InvokeHeader(
+        request_id, deadline_ms, "arn", trace_id, client_context=context, streaming=streaming, key=key
+    )
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.sendall(b"".join(encode_invoke(header, event[:3], event[3:])))
@@ -70,9 +77,9 @@ def test_the_runtime_reads_a_large_invocation_in_pieces() -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        HEADER.pack(0, Kind.READY),
-        HEADER.pack(FROM_AGENT[Kind.INVOKE] + 1, Kind.INVOKE),
-        HEADER.pack(10, Kind.INVOKE),
+        HEADER.pack(0, Kind.READY, NO_KEY),
+        HEADER.pack(FROM_AGENT[Kind.INVOKE] + 1, Kind.INVOKE, NO_KEY),
+        HEADER.pack(10, Kind.INVOKE, NO_KEY),
         2 * b"".join(encode_invoke(InvokeHeader("r", 0, "a"), b"1")),
     ],
 )

@@ -332,7 +332,7 @@ async def main():
         sandbox = await host.create(sys.argv[3])
         await sandbox.specialise(Path(sys.argv[4]), 128, 72, 16)
         process = await sandbox.start_runtime("handler.handler", {})
-        await asyncio.get_running_loop().sock_recv(process.channel, 5)  # READY
+        await asyncio.get_running_loop().sock_recv(process.channel, 13)  # READY
         print(json.dumps([*processes_of(sandbox), zygote_of(host)._process.pid]), flush=True)
         await asyncio.Event().wait()
 

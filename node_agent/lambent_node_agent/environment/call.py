@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -11,7 +12,7 @@ from lambent.rpc_errors import to_frame
 from lambent.v1 import frame_pb2, node_pb2
 from lambent_node_agent.environment.failures import MAX_STREAMED_BYTES
 from lambent_node_agent.environment.trace import xray_trace_id
-from lambent_runtime.channel import InvokeHeader, encode_invoke
+from lambent_runtime.channel import KEY_BYTES, NO_KEY, InvokeHeader, encode_invoke
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,6 +51,7 @@ class Call:
         "call_id",
         "complete",
         "ended",
+        "key",
         "opening",
         "too_large",
     )
@@ -57,6 +59,7 @@ class Call:
     def __init__(self, call_id: int, opening: node_pb2.InvokeOpen, stream: CallStream) -> None:
         self.call_id = call_id
         self.opening = opening
+        self.key = NO_KEY
         self.complete = opening.complete
         self.ended = False
         self.too_large = False
@@ -122,12 +125,13 @@ class Call:
         self.complete = True
 
     def invoke_frame(self, timeout_s: float) -> list[bytes]:
-        """Make the frame that the runtime gets, in pieces; the payload is not kept.
+        """Make the frame that the runtime gets, in pieces, and draw its key; the payload is not kept.
 
         Raises:
             ValueError: The header or the payload is over its bound.
         """
         opening = self.opening
+        self.key = os.urandom(KEY_BYTES)
         header = InvokeHeader(
             request_id=opening.request_id,
             deadline_ms=int((time.time() + timeout_s) * 1000),
@@ -135,6 +139,7 @@ class Call:
             trace_id=xray_trace_id(opening.traceparent),
             client_context=opening.client_context.decode(errors="replace") if opening.client_context else None,
             streaming=opening.streaming,
+            key=self.key,
         )
         pieces, self._pieces = self._pieces, []
         return encode_invoke(header, opening.payload, *pieces)

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from typing import TYPE_CHECKING, Final, Protocol
 
 from lambent_node_agent.environment import failures
 from lambent_node_agent.environment.channel import RuntimeChannel
+from lambent_node_agent.environment.turns import Allowance
+from lambent_node_agent.logs.line_assembler import MAX_OUTPUT_BYTES
 
 if TYPE_CHECKING:
     from lambent_node_agent.environment.model import RuntimeFailure
+    from lambent_node_agent.environment.turns import Turns
     from lambent_node_agent.logs.environment_log import EnvironmentLog
     from lambent_node_agent.sandbox import ExitStatus, RuntimeProcess
 
-# What a pipe holds unless somebody enlarged it.
-_READ_BYTES: Final = 64 * 1024
 # A drain ends even when somebody goes on printing: all that a pipe of the largest unprivileged size can hold.
 _MAX_DRAINED_READS: Final = 16
-# Beyond this many reads in the window the output is looked for at times instead of whenever there is some: neither a
-# flood (a read takes 64 KiB) nor one byte at a time may take the event loop from everybody else. At 200 reads a second
-# a function can still print 13 MB/s, more than its budget takes.
-_FLOOD_READS: Final = 64
-_FLOOD_WINDOW_S: Final = 0.05
-_POLL_S: Final = 0.005
+# In 50 ms; beyond that the output is read by turns. Neither a flood, of which a read takes 64 KiB, nor one byte at a
+# time may take the event loop from everybody else. By turns a function can still print 60 MB/s; its budget is 5.
+_READS_A_WINDOW: Final = 64
 # After the process has ended the rest of its answer is in the socket; a process that it left behind may hold the
 # other end open for ever.
 _LAST_WORDS_S: Final = 0.2
@@ -41,6 +38,9 @@ class LinkListener(Protocol):
     def result_too_large(self) -> None:
         """A RESULT over the limit was thrown away."""
 
+    def stray_frame(self, kind: int) -> None:
+        """A frame that does not belong to the invocation that was sent last is thrown away."""
+
     def runtime_failed(self, failure: RuntimeFailure) -> None:
         """The process exited, closed its channel, or broke the protocol. Told once."""
 
@@ -52,20 +52,20 @@ class RuntimeLink:
         process: Its channel, log pipe and exit status; the descriptors belong to the link from now on.
         log: Takes what the process prints.
         listener: Hears the rest.
+        turns: The line for what it brings over its allowance.
     """
 
-    def __init__(self, process: RuntimeProcess, log: EnvironmentLog, listener: LinkListener) -> None:
+    def __init__(self, process: RuntimeProcess, log: EnvironmentLog, listener: LinkListener, turns: Turns) -> None:
         self._process = process
         self._log = log
         self._listener: LinkListener | None = listener
         self._loop = asyncio.get_running_loop()
         self._log_fd = process.log_fd
-        self._channel = RuntimeChannel(self)
+        self._turns = turns
+        self._channel = RuntimeChannel(self, turns)
         self._ended = False
         self._timer: asyncio.TimerHandle | None = None
-        self._log_timer: asyncio.TimerHandle | None = None
-        self._window_start = 0.0
-        self._window_reads = 0
+        self._log_allowance = Allowance(_READS_A_WINDOW)
 
     async def open(self) -> None:
         """Begin to listen."""
@@ -73,9 +73,9 @@ class RuntimeLink:
         await self._loop.create_unix_connection(lambda: self._channel, sock=self._process.channel)
         self._process.exit_status.add_done_callback(self._exited)
 
-    def send(self, frame: list[bytes]) -> None:
-        """Write a frame to the runtime, given in pieces."""
-        self._channel.send(frame)
+    def send(self, frame: list[bytes], key: bytes) -> None:
+        """Write an INVOKE frame to the runtime, given in pieces; frames with its key are heard from now on."""
+        self._channel.send(frame, key)
 
     def pause(self) -> None:
         """Stop reading the channel."""
@@ -91,7 +91,7 @@ class RuntimeLink:
             return
         for _ in range(_MAX_DRAINED_READS):
             try:
-                data = os.read(self._log_fd, _READ_BYTES)
+                data = os.read(self._log_fd, MAX_OUTPUT_BYTES)
             except BlockingIOError:
                 break
             if not data:
@@ -112,8 +112,6 @@ class RuntimeLink:
         self.silence()
         if self._log_fd >= 0:
             self.drain_log()
-            if self._log_timer is not None:
-                self._log_timer.cancel()
             self._loop.remove_reader(self._log_fd)
             os.close(self._log_fd)
             self._log_fd = -1
@@ -129,6 +127,11 @@ class RuntimeLink:
         """Pass it on."""
         if self._listener is not None:
             self._listener.result_too_large()
+
+    def stray_frame(self, kind: int) -> None:
+        """Pass it on."""
+        if self._listener is not None:
+            self._listener.stray_frame(kind)
 
     def protocol_violated(self, what: str) -> None:
         """Pass on that the runtime is to be killed."""
@@ -162,31 +165,27 @@ class RuntimeLink:
     # What the log pipe says
 
     def _log_readable(self) -> None:
-        data = self._read_log()
-        if data is None:
-            return
-        if not data:
+        if not self._log_allowance.left():
             self._loop.remove_reader(self._log_fd)
+            self._turns.wait(self._take_log_turn)
             return
-        now = time.monotonic()
-        if now - self._window_start > _FLOOD_WINDOW_S:
-            self._window_start, self._window_reads = now, 0
-        self._window_reads += 1
-        if self._window_reads >= _FLOOD_READS:
+        self._log_allowance.spend()
+        if self._read_log() == b"":
             self._loop.remove_reader(self._log_fd)
-            self._log_timer = self._loop.call_later(_POLL_S, self._poll_log)
 
-    def _poll_log(self) -> None:
+    def _take_log_turn(self) -> None:
+        if self._log_fd < 0:
+            return
         data = self._read_log()
         if data is None:  # the flood is over
             self._loop.add_reader(self._log_fd, self._log_readable)
         elif data:
-            self._log_timer = self._loop.call_later(_POLL_S, self._poll_log)
+            self._turns.wait(self._take_log_turn)
 
     def _read_log(self) -> bytes | None:
         """Pass on what one read gives: nothing when the pipe has no writer any more, None when nothing is there yet."""
         try:
-            data = os.read(self._log_fd, _READ_BYTES)
+            data = os.read(self._log_fd, MAX_OUTPUT_BYTES)
         except BlockingIOError:
             return None
         if data:

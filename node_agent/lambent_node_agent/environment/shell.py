@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from lambent_node_agent.code_cache import CodeCache
     from lambent_node_agent.environment.call import Call
     from lambent_node_agent.environment.model import RuntimeFailure
+    from lambent_node_agent.environment.turns import Turns
 
 log = structlog.get_logger(__name__)
 
@@ -59,6 +60,7 @@ class EnvironmentOwner(Protocol):
     node_id: str
     sandboxes: SandboxHost
     code: CodeCache
+    turns: Turns
 
     def spawn(self, coroutine: Coroutine[Any, Any, None], environment: EnvironmentShell) -> asyncio.Task[None]:
         """Run something for an environment; its failure ends the environment and nothing else."""
@@ -269,7 +271,7 @@ class EnvironmentShell:
             )
             self.feed(model.Finished(outcome, self._sandbox.peak_memory_mib()))
             return
-        self._link.send(frame)
+        self._link.send(frame, self.call.key)
 
     def _answer(self, action: model.Answer) -> None:
         call, self.call = self.call, None
@@ -364,7 +366,7 @@ class EnvironmentShell:
             except SandboxError as error:
                 self._lose_sandbox("sandbox", str(error))
                 return
-            self._link = RuntimeLink(process, self._log, self)
+            self._link = RuntimeLink(process, self._log, self, self._owner.turns)
             await self._link.open()
 
     async def _kill_process(self, *, replace: bool) -> None:
@@ -445,6 +447,11 @@ class EnvironmentShell:
     def result_too_large(self) -> None:
         """Turn an answer over the limit into a function error. Called by the link."""
         self._finish_too_large(MAX_RESPONSE_BYTES)
+
+    def stray_frame(self, kind: int) -> None:
+        """Let a late answer to an earlier call pass while another one runs. Called by the link."""
+        if self.call is None:
+            self.runtime_failed(failures.violation_failure(f"{Kind(kind).name} that nobody asked for"))
 
     def runtime_failed(self, failure: RuntimeFailure) -> None:
         """The runtime is of no more use. Called by the link."""
