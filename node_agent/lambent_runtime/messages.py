@@ -34,7 +34,10 @@ def unpack(data: bytes) -> dict[str, object]:
     Raises:
         ValueError: It is not a JSON object.
     """
-    message = json.loads(data)
+    try:
+        message = json.loads(data)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
     if not isinstance(message, dict):
         raise ValueError("not a JSON object")  # noqa: TRY004 - for the caller it is a bad value like any other bad JSON
     return message

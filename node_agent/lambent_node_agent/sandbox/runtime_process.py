@@ -11,6 +11,11 @@ if TYPE_CHECKING:
     import socket
 
 
+def is_end(status: int) -> bool:
+    """Tell whether waitpid(2) gives this for a process that has ended. The number comes from a sandbox."""
+    return 0 <= status <= 0xFFFF and (os.WIFEXITED(status) or os.WIFSIGNALED(status))
+
+
 @dataclass(frozen=True, slots=True)
 class ExitStatus:
     """How a runtime process ended: exactly one of `code` and `signal` is set.
@@ -27,7 +32,8 @@ class ExitStatus:
 
     @classmethod
     def from_wait_status(cls, status: int, *, oom_killed: bool) -> ExitStatus:
-        """Translate what waitpid(2) gave."""
+        """Translate what waitpid(2) gave for a process that has ended."""
+        assert is_end(status), status
         if os.WIFSIGNALED(status):
             return cls(signal=os.WTERMSIG(status), oom_killed=oom_killed)
         return cls(code=os.waitstatus_to_exitcode(status))

@@ -14,7 +14,7 @@ from lambent_runtime import messages
 
 from . import mounts
 from .errors import SandboxError, SlotLostError
-from .runtime_process import ExitStatus, RuntimeProcess
+from .runtime_process import ExitStatus, RuntimeProcess, is_end
 from .slots import PLACES
 
 if TYPE_CHECKING:
@@ -308,7 +308,7 @@ class Sandbox:
             case {"event": "failed", "error": str(text)} if not self._ready.done():
                 self._ready.set_exception(SandboxError(text))
             case {"event": "exit", "generation": int(generation), "status": int(status)} if (
-                generation == self._generation
+                generation == self._generation and is_end(status)
             ):
                 self._settle(status)
             case {"event": "killed"} if self._killed is not None:
