@@ -179,8 +179,9 @@ def attack(event):
 """
     )
     attacker = await Attacker.settle(target, source)
+    runtime = [process for process in attacker.processes() if process != attacker.reaper]
     await attacker.attack()
-    await wait_until_ended(process for process in attacker.processes() if process != attacker.reaper)
+    await wait_until_ended(runtime)
     await attacker.is_calm()
     assert attacker.reaper.is_running()
 
@@ -199,8 +200,10 @@ def attack(event):
 """
     )
     attacker = await Attacker.settle(target, source, timeout_s=2)
+    runtime = [process for process in attacker.processes() if process != attacker.reaper]
     outcome = await attacker.attack()
     assert isinstance(outcome, lambent.FunctionError)
+    await wait_until_ended(runtime)  # a call that is sent before would wait for a handler that sleeps
     await attacker.is_calm()
     assert len(attacker.processes()) == 2
     await target.neighbour.answers(target.client)
