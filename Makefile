@@ -2,14 +2,14 @@
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench proto lock clean
+.PHONY: help setup demo test test-vm check format bench proto lock clean
 
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST_FLAGS ?=
 
 help: ## Show these targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 
 demo: ## Start a cluster and analyse the standard library on it (needs root)
 	@tools/setup demo
@@ -18,6 +18,10 @@ demo: ## Start a cluster and analyse the standard library on it (needs root)
 test: ## Run the tests (needs root for the sandboxes)
 	@tools/setup dev
 	@$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+test-vm: ## Run the sandbox tests under cgroup v2 and v1, in emulated machines (6 minutes)
+	@tools/setup vm
+	@$(BIN)/python tools/test_vm.py $(PYTEST_FLAGS)
 
 check: ## Formatting, lint, types, protos
 	@tools/setup dev

@@ -18,9 +18,10 @@ from pathlib import Path
 
 from lambent_supervisor.data_directory import DataDirectory
 from lambent_supervisor.processes import ProcessId
+from tests.patience import PATIENCE
 
 LAMBENT = Path(sysconfig.get_path("scripts")) / "lambent"
-COMMAND_TIMEOUT_S = 90
+COMMAND_TIMEOUT_S = 90 * PATIENCE
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,11 @@ from typing import Any
 from lambent_node_agent.sandbox import RuntimeProcess, Sandbox, SandboxConfig, SandboxHost
 from lambent_node_agent.sandbox.zygote_client import Zygote
 from lambent_runtime import channel
+from tests.patience import PATIENCE
 
 REQUEST_ID = "11111111-2222-4333-8444-555555555555"
 ARN = "arn:aws:lambda:local:000000000000:function:f"
+TIMEOUT_S = 30 * PATIENCE
 OWN_RUNTIME = f"python{sys.version_info[0]}.{sys.version_info[1]}"
 
 
@@ -143,7 +145,7 @@ class Lab:
     ) -> AsyncIterator[Function]:
         """Make an environment and wait until its init is done."""
         async with (
-            asyncio.timeout(30),
+            asyncio.timeout(TIMEOUT_S),
             self.sandbox(code, **options) as sandbox,
             self.start(sandbox, handler, environment) as function,
         ):
@@ -153,7 +155,7 @@ class Lab:
 
     async def init_error(self, code: str | Mapping[str, str], handler: str = "handler.handler") -> tuple[Any, str, int]:
         """Return error payload, output and exit status of an init that fails."""
-        async with asyncio.timeout(30), self.sandbox(code) as sandbox, self.start(sandbox, handler) as function:
+        async with asyncio.timeout(TIMEOUT_S), self.sandbox(code) as sandbox, self.start(sandbox, handler) as function:
             kind, body = await function.frame()
             assert kind is channel.Kind.INIT_ERROR, body
             status = await function.process.exit_status
@@ -165,9 +167,15 @@ class Lab:
 async def lab(directory: Path, owner: str, pool_size: int = 0) -> AsyncIterator[Lab]:
     """Run a host; at the end nothing of it may be left."""
     async with SandboxHost(config(directory, owner, pool_size)) as host:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(TIMEOUT_S):
             await host.wait_until_filled()
         yield Lab(host, directory)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Let others run until it holds; the test's own deadline bounds it."""
+    while not condition():  # noqa: ASYNC110 - there is no event to wait for
+        await asyncio.sleep(0)
 
 
 def processes_of(sandbox: Sandbox) -> list[int]:
@@ -192,11 +200,13 @@ __all__ = [
     "ARN",
     "OWN_RUNTIME",
     "REQUEST_ID",
+    "TIMEOUT_S",
     "Function",
     "Lab",
     "config",
     "lab",
     "pool_of",
     "processes_of",
+    "until",
     "zygote_of",
 ]

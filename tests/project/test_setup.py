@@ -32,6 +32,9 @@ TOOLS = [
     "tar",
     "grep",
     "chmod",
+    "head",
+    "sed",
+    "uname",
 ]
 
 # Takes a lock as apt does; with a second argument, keeps it until it is killed.
@@ -276,6 +279,19 @@ def test_unknown_kind_is_refused(checkout: Checkout) -> None:
     assert checkout.setup("everything").returncode == 2
 
 
+def build_package(directory: Path, archive: Path, files: dict[str, str]) -> None:
+    """Write a Debian package of these files."""
+    control = (
+        "Package: built\nVersion: 1\nArchitecture: all\nMaintainer: nobody <nobody@localhost>\nDescription: built\n"
+    )
+    for name, text in {"DEBIAN/control": control, **files}.items():
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_text(text)
+    for folder in (directory, *(path for path in directory.rglob("*") if path.is_dir())):
+        folder.chmod(0o755)
+    subprocess.run(["dpkg-deb", "--build", directory, archive], check=True, stdout=subprocess.DEVNULL)
+
+
 @pytest.fixture
 def without_tests(checkout: Checkout, programs: Path) -> Iterator[Checkout]:
     """A checkout on a machine whose Python comes without the standard library's tests."""
@@ -292,17 +308,8 @@ def without_tests(checkout: Checkout, programs: Path) -> Iterator[Checkout]:
 
 def test_tests_of_python_are_unpacked_for_the_demo(without_tests: Checkout, programs: Path, tmp_path: Path) -> None:
     """Debian's package of them is not installed, and so changes nothing outside the checkout."""
-    package = tmp_path / "package"
-    (package / "DEBIAN").mkdir(parents=True)
-    (package / "DEBIAN" / "control").write_text(
-        "Package: tests\nVersion: 1\nArchitecture: all\nMaintainer: nobody <nobody@localhost>\nDescription: tests\n"
-    )
-    (package / "usr" / "test").mkdir(parents=True)
-    (package / "usr" / "test" / "test_ast.py").write_text("x = 1\n")
-    for folder in (package, package / "DEBIAN"):
-        folder.chmod(0o755)
     archive = tmp_path / "tests.deb"
-    subprocess.run(["dpkg-deb", "--build", package, archive], check=True, stdout=subprocess.DEVNULL)
+    build_package(tmp_path / "package", archive, {"usr/test/test_ast.py": "x = 1\n"})
     program(programs / "apt-get", f'[ "$1" = download ] && cat {archive} >"$2.deb"\n')
     unpacked = without_tests.setup("demo", path=str(programs))
     assert unpacked.returncode == 0
@@ -321,3 +328,36 @@ def test_demo_goes_on_without_the_tests_of_python(without_tests: Checkout, progr
     assert "the demo reads the files that there are" in first.stderr
     second = without_tests.setup("demo", path=str(programs))
     assert (second.returncode, second.stderr) == (0, "")
+
+
+@pytest.fixture
+def for_vm(checkout: Checkout, programs: Path) -> Iterator[Checkout]:
+    """A checkout on a Debian machine that has all that boots a virtual machine, but no kernel for it."""
+    if "ID=debian" not in Path("/etc/os-release").read_text().splitlines() or os.uname().machine != "x86_64":
+        pytest.skip("the kernel is Debian's, for x86_64")
+    for name in ("etcd", "qemu-system-x86_64", "busybox", "modprobe", "file"):
+        program(programs / name, "")
+    program(programs / "apt-cache", "echo linux-image-amd64; echo '  Depends: linux-image-6.1.0-amd64'\n")
+    yield checkout
+    shutil.rmtree(checkout.root / ".venv" / "kernel", ignore_errors=True)
+
+
+def test_kernel_is_unpacked_for_the_virtual_machine(for_vm: Checkout, programs: Path, tmp_path: Path) -> None:
+    """It is not installed: a developer's own machine boots as before."""
+    build_package(tmp_path / "package", tmp_path / "kernel.deb", {"boot/vmlinuz-6.1.0-amd64": "kernel"})
+    package = tmp_path / "kernel.deb"
+    program(programs / "apt-get", f'[ "$1 $2" != "download linux-image-6.1.0-amd64" ] || cat {package} >kernel.deb\n')
+    unpacked = for_vm.setup("vm", path=str(programs))
+    assert unpacked.returncode == 0, unpacked.stderr
+    assert unpacked.stderr == "setup: unpacking the package of linux-image-amd64 into .venv/kernel\n"
+    assert (for_vm.root / ".venv" / "kernel" / "boot" / "vmlinuz-6.1.0-amd64").read_text() == "kernel"
+    assert for_vm.setup("vm", path=str(programs)).stderr == ""
+
+
+def test_without_its_kernel_there_is_no_virtual_machine(for_vm: Checkout, programs: Path) -> None:
+    """The set-up fails and says why, which is how a run of all tests knows to leave these out."""
+    program(programs / "apt-get", "echo 'no network' >&2; exit 100")
+    failed = for_vm.setup("vm", path=str(programs), root=False)
+    assert failed.returncode == 1
+    assert "no network" in failed.stderr
+    assert not (for_vm.root / ".venv" / "kernel").exists()

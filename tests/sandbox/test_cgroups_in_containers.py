@@ -15,7 +15,8 @@ from lambent_node_agent.cgroups import CgroupError, Layout, Tree
 from lambent_node_agent.cgroups.layout import Hierarchy
 
 CPU = Path("/sys/fs/cgroup/cpu")
-UNIFIED = Path("/sys/fs/cgroup/unified")
+# Version 2 beside version 1, or alone.
+UNIFIED = next(filter(Path.is_dir, (Path("/sys/fs/cgroup/unified"), Path("/sys/fs/cgroup"))))
 # A controller that hybrid hosts leave to version 2, under the same rules as memory.
 DOMAIN_CONTROLLER = "hugetlb"
 NAME = f"test-{os.getpid()}"

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.sandbox_harness import OWN_RUNTIME, Lab, config, lab, pool_of, processes_of, zygote_of
+from tests.sandbox_harness import OWN_RUNTIME, Lab, config, lab, pool_of, processes_of, until, zygote_of
 
 from lambent_node_agent.sandbox import SandboxError, SandboxHost
 from lambent_node_agent.sandbox.seccomp.libseccomp import Library
@@ -216,6 +216,7 @@ async def test_a_rehearsal_leaves_no_trace(mount_namespace: None, place: Path) -
     async with asyncio.timeout(30), lab(place, "rehearsal", pool_size=1) as made:
         await made.host.wait_until_filled()
         [waiting] = pool_of(made.host)
+        await until(lambda: len(processes_of(waiting)) == 2)  # the reaper is ready before it has forked the runtime
         [_reaper, runtime] = processes_of(waiting)
         await asyncio.to_thread(wait_until_receiving, runtime)
         async with made.function(TRACES) as pooled, made.function(TRACES) as forked:

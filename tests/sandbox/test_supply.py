@@ -10,12 +10,12 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import structlog
-from tests.sandbox_harness import OWN_RUNTIME, Lab, lab, pool_of, processes_of, zygote_of
+from tests.sandbox_harness import OWN_RUNTIME, Lab, lab, pool_of, processes_of, until, zygote_of
 
 from lambent_node_agent.sandbox import SandboxError
 from lambent_node_agent.sandbox import sandbox as sandbox_module
@@ -28,12 +28,6 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 FREEZER = Path("/sys/fs/cgroup/freezer")
 HAS_FREEZER = (FREEZER / "cgroup.procs").exists()
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Let others run until it holds; the test's own deadline bounds it."""
-    while not condition():  # noqa: ASYNC110 - there is no event to wait for
-        await asyncio.sleep(0)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,148 @@
+"""Run the sandbox tests in virtual machines: one with control groups of version 2 alone, one with version 1 alone.
+
+    tools/setup vm && .venv/bin/python tools/test_vm.py [PYTEST_ARGUMENTS...]
+
+Debian's stock kernel runs under qemu, emulated, over this machine's own file system, which it can read and not change.
+Arguments that name tests replace the lists below; others are added to them. The exit status is pytest's, or 70 when a
+machine did not come to running it.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import BinaryIO
+
+ROOT = Path(__file__).resolve().parents[1]
+KERNELS = ROOT / ".venv" / "kernel" / "boot"
+
+# What meets the kernel's control groups. The rest of the suite does not see them, and takes twenty times as long here.
+TESTS = {
+    "v2": ("tests/sandbox", "tests/e2e/test_limits.py", "tests/supervisor/test_doctor.py"),
+    # The same code in the other version; what is apart from it was tested before.
+    "v1": (
+        "tests/sandbox/test_cgroups.py",
+        "tests/sandbox/test_cgroups_in_containers.py",
+        "tests/sandbox/test_control_groups.py",
+        "tests/sandbox/test_host.py",
+        "tests/sandbox/test_limits.py",
+        "tests/supervisor/test_doctor.py",
+    ),
+}
+
+DEADLINE_S = 600.0
+"""For all machines together; they take four minutes on two idle cores."""
+TEST_TIMEOUT_S = 300
+"""For one test, in place of the suite's 120: emulated code is some fifteen times slower."""
+EXIT_NOT_RUN = 70
+"""`EX_SOFTWARE` of sysexits.h; pytest's own statuses end at 5."""
+_PYTEST_STATUS = 100
+"""The guest adds it to pytest's status, which else could be that of virtme-ng."""
+_PYTEST_STATUSES = range(6)
+_MEMORY = "4G"
+_CONSOLE_LINES = 40
+
+
+def main(arguments: list[str]) -> int:
+    """Run all machines, one after another; return the first exit status that is not 0."""
+    chosen = any((ROOT / argument.partition("::")[0]).exists() for argument in arguments if argument[:1] != "-")
+    deadline = time.monotonic() + DEADLINE_S
+    first = 0
+    for groups, tests in TESTS.items():
+        status = run_machine(groups, arguments if chosen else [*tests, *arguments], deadline)
+        first = first or status
+    return first
+
+
+def run_machine(groups: str, arguments: list[str], deadline: float) -> int:
+    """Boot a machine with this version of control groups, run pytest in it and show what that prints.
+
+    Args:
+        groups: `v1` or `v2`.
+        arguments: Pytest's.
+        deadline: Of `time.monotonic`; the machine is killed then.
+    """
+    started = time.monotonic()
+    console_fd, console_name = tempfile.mkstemp(prefix=f"lambent-vm-{groups}-", suffix=".log")
+    with open(console_fd, "wb") as console:
+        try:
+            status = _boot(_command(groups, arguments), console, deadline) - _PYTEST_STATUS
+            problem = "" if status in _PYTEST_STATUSES else "it ended without pytest"
+        except TimeoutError:
+            problem = f"it was killed at the deadline of {DEADLINE_S:g} s for all machines"
+    console_path = Path(console_name)
+    if problem:
+        lines = console_path.read_text(errors="replace").splitlines()
+        print(*lines[-_CONSOLE_LINES:], sep="\n", file=sys.stderr)
+        print(f"test-vm: {groups}: {problem}; its console: {console_name}", file=sys.stderr)
+        return EXIT_NOT_RUN
+    console_path.unlink()
+    print(f"test-vm: {groups}: {time.monotonic() - started:.0f} s, pytest's exit status {status}", flush=True)
+    return status
+
+
+def _command(groups: str, arguments: list[str]) -> list[str]:
+    """Return the command that boots a machine; whatever ends it, nothing of it is left.
+
+    A PID namespace holds all of it. `unshare` is killed with this process, and the namespace with `unshare`.
+    """
+    kernels = list(KERNELS.glob("vmlinuz-*"))
+    if len(kernels) != 1:
+        sys.exit(f"test-vm: {KERNELS} has {len(kernels)} kernels and should have one; 'tools/setup vm' unpacks it")
+    guest = [str(ROOT / "tools" / "vm_guest"), groups, str(ROOT), f"--timeout={TEST_TIMEOUT_S}", *arguments]
+    # Beside virtme-ng's own: without its cache, an import takes seconds. See vm_guest.
+    host = "local,id=lambent-host,path=/,security_model=none,readonly=on,multidevs=remap"
+    return [
+        *("setpriv", "--pdeathsig", "KILL"),
+        *("unshare", "--pid", "--fork", "--kill-child", "--mount-proc"),
+        *([] if os.geteuid() == 0 else ["--map-root-user"]),
+        *(str(ROOT / ".venv/bin/virtme-run"), "--kimg", str(kernels[0]), "--mods", "auto"),
+        *("--disable-kvm", "--force-9p", "--show-boot-console"),
+        *("--memory", _MEMORY, "--cpus", "2", "--kopt", "psi=1", "--kopt", "loglevel=6"),
+        *("--script-sh", shlex.join(guest)),
+        *("--qemu-opts", "-fsdev", host, "-device", "virtio-9p-pci,fsdev=lambent-host,mount_tag=lambent-host"),
+    ]
+
+
+def _boot(command: list[str], console: BinaryIO, deadline: float) -> int:
+    """Run the command in a session of its own, so that Ctrl-C meets this process alone; copy what it says.
+
+    Raises:
+        TimeoutError: It was killed at the deadline.
+    """
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    try:
+        with process.stdout, process.stderr, selectors.DefaultSelector() as selector:
+            selector.register(process.stdout, selectors.EVENT_READ, sys.stdout.buffer)
+            selector.register(process.stderr, selectors.EVENT_READ, console)
+            while selector.get_map():
+                ready = selector.select(max(0.0, deadline - time.monotonic()))
+                if not ready:
+                    raise TimeoutError
+                for key, _events in ready:
+                    if data := os.read(key.fd, 1 << 16):
+                        key.data.write(data)
+                        key.data.flush()
+                    else:
+                        selector.unregister(key.fileobj)
+        return process.wait()
+    finally:
+        process.kill()
+        process.wait()
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)
