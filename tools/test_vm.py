@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import selectors
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -121,10 +122,10 @@ def _boot(command: list[str], console: BinaryIO, deadline: float) -> int:
     )
     assert process.stdout is not None
     assert process.stderr is not None
-    try:
-        with process.stdout, process.stderr, selectors.DefaultSelector() as selector:
-            selector.register(process.stdout, selectors.EVENT_READ, sys.stdout.buffer)
-            selector.register(process.stderr, selectors.EVENT_READ, console)
+    with process.stdout, process.stderr, selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ, sys.stdout.buffer)
+        selector.register(process.stderr, selectors.EVENT_READ, console)
+        try:
             while selector.get_map():
                 ready = selector.select(max(0.0, deadline - time.monotonic()))
                 if not ready:
@@ -135,10 +136,12 @@ def _boot(command: list[str], console: BinaryIO, deadline: float) -> int:
                         key.data.flush()
                     else:
                         selector.unregister(key.fileobj)
-        return process.wait()
-    finally:
-        process.kill()
-        process.wait()
+            return process.wait()
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)  # also what `unshare` has forked and not tied to itself yet
+                process.stdout.read()  # ends with the last process that has it
+                process.wait()
 
 
 if __name__ == "__main__":

@@ -45,6 +45,13 @@ def run(runner: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
 
 
+def _command_of(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:  # it has ended meanwhile
+        return []
+
+
 def consoles(runner: Path) -> list[Path]:
     return list(runner.parents[1].glob("lambent-vm-*.log"))
 
@@ -85,6 +92,11 @@ def test_machines_that_hang_are_killed_at_the_deadline(machine: Machine) -> None
     done = run(runner)
     assert done.returncode == 70
     assert "v2: it was killed at the deadline of 0.5 s" in done.stderr
+    assert [
+        process
+        for process in psutil.process_iter()
+        if str(runner.with_name("vm_guest")) in " ".join(_command_of(process))
+    ] == []
 
 
 @pytest.fixture
