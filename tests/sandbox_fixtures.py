@@ -10,6 +10,7 @@ import pytest
 import pytest_asyncio
 
 from lambent_node_agent.sandbox import enter_private_mount_namespace
+from tests.patience import be_patient
 from tests.sandbox_harness import Lab, lab
 
 
@@ -18,6 +19,7 @@ def mount_namespace() -> None:
     """What the agent does first."""
     if os.geteuid() != 0:
         pytest.skip("sandboxes need root")
+    be_patient()
     enter_private_mount_namespace()
 
 

@@ -79,7 +79,9 @@ def test_machine_that_ends_before_pytest_is_shown(machine: Machine) -> None:
 def test_flags_are_added_to_the_tests_and_named_tests_replace_them(machine: Machine) -> None:
     """As PYTEST_FLAGS of `make test`."""
     runner = machine('for word; do echo "$word"; done; exit 100')
-    assert "tests/sandbox tests/e2e" in run(runner, "-k", "peak").stdout
+    added = run(runner, "-k", "peak").stdout
+    assert "tests/sandbox " in added
+    assert "tests/supervisor/test_doctor.py -k peak\n" in added
     named = run(runner, "here.py::test_peak", "-k", "not this").stdout
     assert "here.py::test_peak -k 'not this'" in named
     assert "tests/sandbox" not in named
