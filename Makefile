@@ -19,7 +19,7 @@ test: ## Run the tests (needs root for the sandboxes)
 	@tools/setup dev
 	@$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
-test-vm: ## Run the sandbox tests under cgroup v2 and v1, in emulated machines (6 minutes)
+test-vm: ## Run the sandbox tests under cgroup v2 and v1, in emulated machines (Debian only)
 	@tools/setup vm
 	@$(BIN)/python tools/test_vm.py $(PYTEST_FLAGS)
 

@@ -12,7 +12,7 @@ import pytest
 
 from lambent_common.machine import Machine
 from lambent_common.programs import Version
-from lambent_node_agent.cgroups import Layout
+from lambent_node_agent.cgroups import Layout, read_layout
 from lambent_node_agent.cgroups.layout import Hierarchy
 from lambent_node_agent.doctor.checks import Check, Status, run_checks
 from lambent_node_agent.doctor.facts import NAMESPACES, Facts, FoundProgram
@@ -150,6 +150,10 @@ def test_doctor_finds_this_machine_fit() -> None:
     report = json.loads(done.stdout)
     assert report["ready"] is True
     assert len(report["checks"]) == len(run_checks(GOOD))
+    words = {(True,): "v2,", (False,): "v1,", (False, True): "hybrid"}
+    unified = tuple(sorted({hierarchy.unified for hierarchy in read_layout().hierarchies}))
+    [groups] = [check["detail"] for check in report["checks"] if check["name"] == "cgroups"]
+    assert groups.startswith(words[unified])
     assert len(lambent("doctor").stdout.splitlines()) == len(report["checks"])
 
 
