@@ -53,7 +53,8 @@ def test_a_unified_host_is_one_hierarchy() -> None:
     layout = parse_layout(mounts, "0::/system.slice/x\n", lambda _mount: {"cpu", "memory", "pids", "io"})
     [hierarchy] = layout.hierarchies
     assert hierarchy.unified
-    assert hierarchy.controllers == {"cpu", "memory", "pids"}
+    assert hierarchy.controllers == {"cpu", "memory", "pids", "freezer"}
+    assert hierarchy.switched == {"cpu", "memory", "pids"}
     assert hierarchy.own == Path("/sys/fs/cgroup/system.slice/x")
 
 
@@ -68,6 +69,20 @@ def test_a_host_divided_between_the_versions_uses_each_where_it_is() -> None:
     assert not cpu.unified
 
 
+def test_the_freezer_is_version_1s_where_it_is_mounted() -> None:
+    """A sandbox enters its group there at less cost; version 2's is taken where its controllers are in use."""
+    with_freezer = V1_MOUNTS + "35 27 0:31 / /sys/fs/cgroup/freezer rw - cgroup cgroup rw,freezer\n"
+    for mounts, controllers, unified in (
+        (with_freezer, {"memory"}, False),
+        (V1_MOUNTS.replace("rw,memory", "rw,blkio"), {"memory"}, True),
+        (V1_MOUNTS, set(), None),
+    ):
+        layout = parse_layout(mounts, V1_GROUPS, lambda _mount, controllers=controllers: controllers)  # type: ignore[misc] # mypy#15459
+        found = layout.of("freezer")
+        assert (None if found is None else found.unified) is unified
+        assert Tree(layout, "x").can_freeze is (unified is not None)
+
+
 def test_a_container_without_its_hosts_tree_starts_at_the_mount() -> None:
     """What procfs says of the process's place may lie outside of what is mounted."""
     mounts = "30 27 0:26 /docker/1 /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n"
@@ -80,6 +95,8 @@ def test_a_missing_controller_is_named() -> None:
     """The operator is told which limits are not enforced."""
     layout = parse_layout(V1_MOUNTS.replace("rw,pids", "rw,freezer"), V1_GROUPS, lambda _mount: set())
     assert Tree(layout, "x").missing == ("pids",)
+    layout = parse_layout(V1_MOUNTS, V1_GROUPS, lambda _mount: set())
+    assert Tree(layout, "x").missing == ("freezer",)
 
 
 @pytest.mark.parametrize(("cpu_millis", "share"), [(72, 0.072), (1000, 1.0), (5788, 5.788), (10, 0.05)])

@@ -22,15 +22,31 @@ def handler(event, context):
         os.kill(os.getpid(), 9)
     kept = [b"x" * (1 << 20) for _ in range(1000)]
 """
-    async with asyncio.timeout(60), world.sandbox(code, memory_mib=128) as sandbox:
-        for event, oom_killed in ((0, True), (1, False), (0, True)):
-            async with world.start(sandbox) as function:
-                await function.frame()
-                await function.send(event)
-                status = await function.process.exit_status
-                assert (status.signal, status.oom_killed) == (9, oom_killed)
-                await sandbox.kill_runtime()
-        assert 120 <= sandbox.peak_memory_mib() <= 128
+    for event, oom_killed in ((0, True), (1, False), (0, True)):
+        async with asyncio.timeout(60), world.function(code, memory_mib=128) as function:
+            await function.send(event)
+            status = await function.process.exit_status
+            assert (status.signal, status.oom_killed) == (9, oom_killed)
+            assert 120 * oom_killed <= function.sandbox.peak_memory_mib() <= 128
+
+
+async def test_a_child_that_uses_too_much_memory_is_killed(world: Lab) -> None:
+    """With all of its sandbox on version 2; on version 1 alone, and the function goes on."""
+    code = """
+import subprocess, sys
+def handler(event, context):
+    bomb = "kept = [b'x' * (1 << 20) for _ in range(1000)]"
+    return subprocess.run([sys.executable, "-c", bomb]).returncode
+"""
+    async with asyncio.timeout(60), world.function(code, memory_mib=128) as function:
+        await function.send()
+        try:
+            kind, body = await function.frame()
+        except (EOFError, ConnectionResetError):
+            await function.sandbox.exited
+            assert function.sandbox.out_of_memory
+        else:
+            assert (kind.name, body) == ("RESULT", b"-9")
 
 
 async def test_memory_below_the_limit_is_to_be_had(world: Lab) -> None:

@@ -18,7 +18,9 @@ from lambent_node_agent.doctor.checks import Check, Status, run_checks
 from lambent_node_agent.doctor.facts import NAMESPACES, Facts, FoundProgram
 from tests.cluster import lambent
 
-UNIFIED = Hierarchy(Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup"), True, frozenset({"memory", "cpu", "pids"}))
+UNIFIED = Hierarchy(
+    Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup"), True, frozenset({"memory", "cpu", "pids", "freezer"})
+)
 GOOD = Facts(
     user_id=0,
     kernel="6.1.0-31-amd64",
@@ -90,7 +92,8 @@ def test_what_is_needed_and_missing_is_said_with_help(name: str, change: dict[st
         ("limits", {"open_files": 4096, "machine": Machine(128 * 1024, 16.0)}),
         ("limits", {"pids": 4096}),
         ("memory", {"machine": Machine(2048, 1.0)}),
-        ("cgroups", {"layout": layout_of(dataclasses.replace(UNIFIED, controllers=frozenset({"memory", "pids"})))}),
+        ("cgroups", {"layout": layout_of(dataclasses.replace(UNIFIED, controllers=UNIFIED.controllers - {"cpu"}))}),
+        ("cgroups", {"layout": layout_of(dataclasses.replace(UNIFIED, controllers=UNIFIED.controllers - {"freezer"}))}),
     ],
 )
 def test_what_only_weakens_is_a_warning(name: str, change: dict[str, object]) -> None:
@@ -131,7 +134,9 @@ def test_doctor_tries_what_it_promises() -> None:
 @pytest.mark.parametrize(("unified", "words"), [((False, False), "v1,"), ((False, True), "hybrid"), ((True,), "v2,")])
 def test_the_version_of_the_control_groups_is_named(unified: tuple[bool, ...], words: str) -> None:
     """Hosts have the old one, the new one or both."""
-    parts = [frozenset({"memory"}), frozenset({"pids", "cpu"})] if len(unified) == 2 else [UNIFIED.controllers]
+    parts = (
+        [frozenset({"memory", "freezer"}), frozenset({"pids", "cpu"})] if len(unified) == 2 else [UNIFIED.controllers]
+    )
     layout = layout_of(
         *(
             Hierarchy(Path(f"/g{number}"), Path(f"/g{number}"), kind, parts[number])

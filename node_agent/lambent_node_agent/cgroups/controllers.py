@@ -51,6 +51,12 @@ class MemoryController(Protocol):
     def oom_kills(self) -> int:
         """Return how many processes the kernel has ever killed here for want of memory."""
 
+    def used_bytes(self) -> int:
+        """Return the memory in use now."""
+
+    def reclaim(self, limit_bytes: int) -> None:
+        """Take back pages that can be read again, about that many bytes, or what there is; blocks meanwhile."""
+
     def reset(self) -> None:
         """Drop cached pages of the last user, lift the limit and start a new peak. The group must be empty."""
 
@@ -95,6 +101,14 @@ class MemoryV1:
         """See MemoryController."""
         return files.keyed_value(files.read_at_start(self._oom), "oom_kill")
 
+    def used_bytes(self) -> int:
+        """See MemoryController."""
+        return int((self._directory / "memory.usage_in_bytes").read_text())
+
+    def reclaim(self, limit_bytes: int) -> None:  # noqa: ARG002 - version 1 knows no amount
+        """See MemoryController."""
+        files.write(self._directory / "memory.force_empty", "0")
+
     def reset(self) -> None:
         """See MemoryController."""
         files.write(self._directory / "memory.force_empty", "0")
@@ -108,11 +122,13 @@ class MemoryV1:
 
 
 class MemoryV2:
-    """`memory` of version 2."""
+    """`memory` of version 2. Out of memory ends all processes together, where version 1 ends the largest one."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._swap = (directory / "memory.swap.max").exists()
+        if (directory / "memory.oom.group").exists():  # Linux 4.19
+            files.write(directory / "memory.oom.group", "1")
         self.reusable, self._peak = self._open_peak()
         self._oom = _open_beside(self._peak, directory / "memory.events")
 
@@ -143,13 +159,20 @@ class MemoryV2:
         """See MemoryController."""
         return files.keyed_value(files.read_at_start(self._oom), "oom_kill")
 
+    def used_bytes(self) -> int:
+        """See MemoryController."""
+        return int((self._directory / "memory.current").read_text())
+
+    def reclaim(self, limit_bytes: int) -> None:
+        """See MemoryController. The kernel can do so from Linux 5.19 on."""
+        if (self._directory / "memory.reclaim").exists():
+            with contextlib.suppress(CgroupError):  # EAGAIN: less could be reclaimed than asked for
+                files.write(self._directory / "memory.reclaim", str(limit_bytes))
+
     def reset(self) -> None:
         """See MemoryController."""
         self.limit(None)
-        reclaim = self._directory / "memory.reclaim"  # Linux 5.19
-        if reclaim.exists():
-            with contextlib.suppress(CgroupError):  # EAGAIN: less could be reclaimed than asked for
-                files.write(reclaim, (self._directory / "memory.current").read_text().strip())
+        self.reclaim(self.used_bytes())
         os.pwrite(self._peak, b"reset", 0)
 
     def close(self) -> None:

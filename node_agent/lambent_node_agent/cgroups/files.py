@@ -39,6 +39,18 @@ def open_file(path: Path, flags: int) -> int:
         raise CgroupError(f"open of {path}: {error.strerror}") from error
 
 
+def write_at_start(fd: int, value: str) -> None:
+    """Write a value to an open control file.
+
+    Raises:
+        CgroupError: The kernel refused it.
+    """
+    try:
+        os.pwrite(fd, value.encode(), 0)
+    except OSError as error:
+        raise CgroupError(f"write of {value!r} to an open control file: {error.strerror}") from error
+
+
 def read_at_start(fd: int) -> str:
     """Return what an open control file says now.
 

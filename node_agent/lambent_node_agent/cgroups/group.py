@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING
 from . import files
 from .controllers import CpuController, CpuV1, CpuV2, MemoryController, MemoryV1, MemoryV2
 from .errors import CgroupError
+from .freezers import Freezer, FreezerV1, FreezerV2
+from .layout import FREEZER
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor, Future
     from pathlib import Path
 
     from .layout import Hierarchy
@@ -22,13 +25,16 @@ class Group:
 
     Args:
         directories: The group's directory in each hierarchy, already made.
+        freezing: Runs what freezes and thaws, in the order of the requests.
     """
 
-    def __init__(self, directories: dict[Hierarchy, Path]) -> None:
+    def __init__(self, directories: dict[Hierarchy, Path], freezing: Executor) -> None:
         self._directories = directories
         self._memory: MemoryController | None = None
         self._cpu: CpuController | None = None
         self._pids: Path | None = None
+        self._freezer: Freezer | None = None
+        self._freezing = freezing
         self._oom_baseline = 0
         for hierarchy, directory in directories.items():
             if "memory" in hierarchy.controllers:
@@ -37,6 +43,8 @@ class Group:
                 self._cpu = CpuV2(directory) if hierarchy.unified else CpuV1(directory)
             if "pids" in hierarchy.controllers:
                 self._pids = directory / "pids.max"
+            if FREEZER in hierarchy.controllers:
+                self._freezer = FreezerV2(directory) if hierarchy.unified else FreezerV1(directory)
 
     @property
     def reusable(self) -> bool:
@@ -92,6 +100,38 @@ class Group:
         """Return how many processes were killed for want of memory since `reset`."""
         return self._memory.oom_kills() - self._oom_baseline if self._memory is not None else 0
 
+    def freeze(self) -> Future[None]:
+        """Ask for every process in it, and those that enter it, to be stopped; done before the last one has stopped.
+
+        The result is a CgroupError where the kernel refused.
+        """
+        assert self._freezer is not None
+        return self._freezing.submit(self._freezer.freeze)
+
+    def thaw(self) -> Future[None]:
+        """Ask for them to run again, after what was asked for before. On version 1 the killed die only now."""
+        assert self._freezer is not None
+        return self._freezing.submit(self._freezer.thaw)
+
+    def is_frozen(self) -> bool:
+        """Tell whether every process in it has stopped."""
+        return self._freezer is not None and self._freezer.is_frozen()
+
+    def reclaim_memory(self, limit_bytes: int) -> int:
+        """Have the kernel take back pages that can be read again, such as cached files; blocks meanwhile.
+
+        Args:
+            limit_bytes: About how much; version 1 takes whatever it can.
+
+        Returns:
+            By how many bytes less is in use; 0 when nothing can be taken.
+        """
+        if self._memory is None:
+            return 0
+        before = self._memory.used_bytes()
+        self._memory.reclaim(limit_bytes)
+        return max(0, before - self._memory.used_bytes())
+
     def reset(self) -> None:
         """Make the empty group as new: no limits, no cached pages, a new peak.
 
@@ -111,6 +151,9 @@ class Group:
         if self._memory is not None:
             self._memory.close()
             self._memory = None
+        if self._freezer is not None:
+            self._freezer.close()
+            self._freezer = None
         for directory in self._directories.values():
             try:
                 directory.rmdir()

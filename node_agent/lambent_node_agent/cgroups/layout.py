@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-CONTROLLERS = ("memory", "cpu", "pids")
+FREEZER = "freezer"
+CONTROLLERS = ("memory", "cpu", "pids", FREEZER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,13 +21,18 @@ class Hierarchy:
         mount: Where it is mounted.
         own: Directory of this process's group in it; `mount` itself when that lies outside of what is mounted.
         unified: It is version 2.
-        controllers: Those of `CONTROLLERS` that are controlled through it.
+        controllers: Those of `CONTROLLERS` that are controlled through it. Version 2 freezes without a controller.
     """
 
     mount: Path
     own: Path
     unified: bool
     controllers: frozenset[str]
+
+    @property
+    def switched(self) -> frozenset[str]:
+        """Those that version 2 gives to the groups below a group only when it is told to."""
+        return self.controllers - {FREEZER}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +71,12 @@ def parse_layout(mountinfo: str, own_groups: str, unified_controllers: Callable[
     paths = _own_paths(own_groups)
     hierarchies: list[Hierarchy] = []
     seen: set[str] = set()
-    for line in mountinfo.splitlines():
-        left, _, right = line.partition(" - ")
-        kind, _source, options = [*right.split(" "), "", "", ""][:3]
-        if kind not in ("cgroup", "cgroup2"):
-            continue
-        fields = left.split(" ")
-        root, mount = fields[3], Path(_unescape(fields[4]))
+    # Version 1 first: where there is its freezer, that is used, and version 2 has nothing to do on a hybrid.
+    for kind, root, mount, options in sorted(_mounts(mountinfo), key=lambda found: found[0]):
         if kind == "cgroup2":
             available, key = set(unified_controllers(mount)), ""
+            if available.intersection(CONTROLLERS):
+                available.add(FREEZER)  # every group of version 2 has one
         else:
             available = set(options.split(","))
             key = next((name for name in sorted(available) if name in paths), "")
@@ -84,6 +87,16 @@ def parse_layout(mountinfo: str, own_groups: str, unified_controllers: Callable[
         own = _own_directory(mount, root, paths.get(key, "/"))
         hierarchies.append(Hierarchy(mount, own, kind == "cgroup2", controllers))
     return Layout(tuple(hierarchies))
+
+
+def _mounts(mountinfo: str) -> Iterator[tuple[str, str, Path, str]]:
+    """Give kind, root, mount point and options of each mounted hierarchy."""
+    for line in mountinfo.splitlines():
+        left, _, right = line.partition(" - ")
+        kind, _source, options = [*right.split(" "), "", "", ""][:3]
+        if kind in ("cgroup", "cgroup2"):
+            fields = left.split(" ")
+            yield kind, fields[3], Path(_unescape(fields[4])), options
 
 
 def _own_paths(own_groups: str) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from lambent_common.control_groups import remove_group
@@ -12,7 +13,7 @@ from lambent_common.control_groups import remove_group
 from . import files
 from .errors import CgroupError
 from .group import Group
-from .layout import CONTROLLERS, Hierarchy, Layout
+from .layout import CONTROLLERS, FREEZER, Hierarchy, Layout
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,11 +44,19 @@ class Tree:
         self._layout = layout
         self._name = _PREFIX + owner
         self._roots: dict[Hierarchy, Path] = {}
+        # One thread, so that a group is frozen and thawed in the order in which that was asked for. The kernel may have
+        # the writer wait, on version 2 for a process that enters another group: the event loop must not.
+        self._freezing = ThreadPoolExecutor(1, thread_name_prefix="freezing")
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """Controllers that this machine lacks, whose limits are not enforced."""
+        """Controllers that this machine lacks: their limits are not enforced, or nothing can be frozen."""
         return tuple(name for name in CONTROLLERS if self._layout.of(name) is None)
+
+    @property
+    def can_freeze(self) -> bool:
+        """Whether groups can be frozen."""
+        return FREEZER not in self.missing
 
     def open(self) -> None:
         """Sweep what a dead owner of the same name has left, then make the directories.
@@ -78,7 +87,7 @@ class Tree:
             for directory in directories.values():
                 _make_directory(directory)
                 made.append(directory)
-            return Group(directories)
+            return Group(directories, self._freezing)
         except CgroupError:
             for directory in made:
                 directory.rmdir()
@@ -110,6 +119,7 @@ class Tree:
             CgroupError: A process in a sandbox's group would not die, or one of the control plane cannot go back. What
                 can be removed has been.
         """
+        self._freezing.shutdown()
         roots, self._roots = self._roots, {}
         try:
             for hierarchy, root in roots.items():
@@ -129,7 +139,8 @@ class Tree:
             CgroupError: A process in it would not die within some seconds.
         """
         deadline = time.monotonic() + _SWEEP_TIMEOUT_S
-        for hierarchy in self._layout.hierarchies:
+        # Through the freezer first: what was killed while it was frozen leaves the other groups when it thaws.
+        for hierarchy in sorted(self._layout.hierarchies, key=lambda found: FREEZER not in found.controllers):
             names = {self._name, self._name + _CONTROL_SUFFIX}
             for directory in list(_find(hierarchy.mount, names, _MAX_SWEEP_DEPTH)):
                 if directory.name == self._name:
@@ -153,7 +164,7 @@ def _make_directory(path: Path) -> None:
 def _enable_controllers(directory: Path, hierarchy: Hierarchy) -> None:
     """Let groups below `directory` have the controllers (version 2)."""
     control = directory / "cgroup.subtree_control"
-    wanted = hierarchy.controllers - set(control.read_text().split())
+    wanted = hierarchy.switched - set(control.read_text().split())
     if not wanted:
         return
     value = " ".join(f"+{name}" for name in sorted(wanted))
@@ -175,9 +186,7 @@ def _fold_leaf(directory: Path, hierarchy: Hierarchy) -> None:
     if not leaf.exists():
         return
     try:
-        files.write(
-            directory / "cgroup.subtree_control", " ".join(f"-{name}" for name in sorted(hierarchy.controllers))
-        )
+        files.write(directory / "cgroup.subtree_control", " ".join(f"-{name}" for name in sorted(hierarchy.switched)))
     except CgroupError as error:
         if _errno_of(error) == errno.EBUSY:
             return

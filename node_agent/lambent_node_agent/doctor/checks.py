@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 # mount_setattr(2), by which sandboxes get their read-only mounts, came with 5.12.
 MINIMUM_KERNEL = Version(5, 12, 0)
 
-# Of its agent an environment takes these descriptors: control socket, pidfd, channel, log pipe, and its memory group's
-# peak and events. The rest is for schedulers, etcd, NATS, and packages on their way.
-OPEN_FILES_PER_ENVIRONMENT = 6
+# Of its agent an environment takes these descriptors: control socket, pidfd, channel, log pipe, its memory group's peak
+# and events, and its freezer. The rest is for schedulers, etcd, NATS, and packages on their way.
+OPEN_FILES_PER_ENVIRONMENT = 7
 OWN_OPEN_FILES = 1024
 SMALLEST_FUNCTION_MIB = 128
 # An environment may have 1,024 processes and threads (AWS Lambda quotas).
@@ -29,7 +29,11 @@ WANTED_PIDS = 32768
 WANTED_MEMORY_MIB = 2560
 MINIMUM_MEMORY_MIB = 768
 
-WANTED_CONTROLLERS = ("cpu",)
+WANTED_CONTROLLERS = {
+    "cpu": "functions share CPUs unfairly",
+    "freezer": "idle functions go on running",
+}
+"""Those that nothing depends on, and what is lost without each."""
 
 # The bounds of etcd (4 GiB), of the logs (1 GiB) and of a node's code (5 GiB); packages and events come on top.
 WANTED_DISK_MIB = 10_240
@@ -106,7 +110,8 @@ def _cgroups(facts: Facts) -> Check:
         help_ = "Run as root; in a container, mount the cgroup filesystem writable."
         return Check("cgroups", Status.MISSING, f"{detail}; not writable: {where}", help_)
     if unwanted:
-        return Check("cgroups", Status.WARNING, detail, f"Without {', '.join(unwanted)} functions share CPUs unfairly.")
+        help_ = " ".join(f"Without {name} {WANTED_CONTROLLERS[name]}." for name in unwanted)
+        return Check("cgroups", Status.WARNING, detail, help_)
     return Check("cgroups", Status.OK, detail)
 
 

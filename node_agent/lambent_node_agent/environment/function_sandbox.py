@@ -33,7 +33,8 @@ class FunctionSandbox:
         order: What the environment is made from.
         sandboxes: Makes sandboxes.
         code: Gives code.
-        on_exit: Called when the sandbox's first process ends and nobody has asked for it.
+        on_exit: Called when the sandbox's first process ends and nobody has asked for it, but not when a want of memory
+            has ended all processes together: of that the runtime's exit status tells.
 
     Attributes:
         fetch_code_us: How long the code took to come into the cache, in microseconds; 0 when it was there.
@@ -88,6 +89,27 @@ class FunctionSandbox:
         """Kill every process but the first. Raises as `Sandbox.kill_runtime`."""
         assert self._sandbox is not None
         await self._sandbox.kill_runtime()
+
+    async def freeze(self) -> None:
+        """Stop every process. Raises as `Sandbox.freeze`."""
+        assert self._sandbox is not None
+        await self._sandbox.freeze()
+
+    async def thaw(self) -> None:
+        """Let them run again. Raises as `Sandbox.thaw`."""
+        assert self._sandbox is not None
+        await self._sandbox.thaw()
+
+    def reclaim_memory(self, limit_bytes: int) -> int:
+        """Take back memory that can be read again; see `Sandbox.reclaim_memory`. 0 when there is no sandbox."""
+        sandbox = self._sandbox
+        if sandbox is None:
+            return 0
+        try:
+            return sandbox.reclaim_memory(limit_bytes)
+        except (CgroupError, OSError) as error:
+            log.warning("memory_not_reclaimed", environment_id=self._order.environment_id, error=str(error))
+            return 0
 
     def limit_cpu(self) -> None:
         """Put the CPU quota into force. Raises as `Sandbox.limit_cpu`."""
@@ -148,4 +170,6 @@ class FunctionSandbox:
         self._sandbox = None
 
     def _exited(self, _exited: asyncio.Future[None]) -> None:
-        self._on_exit()
+        assert self._sandbox is not None
+        if not self._sandbox.out_of_memory:
+            self._on_exit()

@@ -127,6 +127,12 @@ class SandboxHost:
         """
         await self._resources.aclose()
 
+    @property
+    def can_freeze(self) -> bool:
+        """Whether sandboxes can be frozen on this machine."""
+        assert self._tree is not None
+        return self._tree.can_freeze
+
     async def create(self, runtime: str) -> Sandbox:
         """Return a blank sandbox: a ready-made one, or one forked now.
 

@@ -19,6 +19,7 @@ from .slots import PLACES
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
+    from concurrent.futures import Future
     from pathlib import Path
 
     from .slots import Slot
@@ -98,6 +99,8 @@ class Sandbox:
     Attributes:
         runtime: Name of the runtime it can start.
         exited: Set when the reaper, and so everything in the sandbox, has ended. `close` is still due.
+        out_of_memory: The kernel killed its runtime process for want of memory, and with it the reaper; known once it
+            has `exited`.
     """
 
     def __init__(
@@ -111,6 +114,7 @@ class Sandbox:
         self.runtime = runtime
         self._loop = asyncio.get_running_loop()
         self.exited: asyncio.Future[None] = self._loop.create_future()
+        self.out_of_memory = False
         self._slot = slot
         self._control = control
         self._process_fd = process_fd
@@ -123,6 +127,7 @@ class Sandbox:
         self._oom_kills = 0
         self._cpu_millis = 0
         self._cpu_limited = False
+        self._was_frozen = False
         self._closing: asyncio.Task[None] | None = None
         self._released = False
         self._loop.add_reader(control.fileno(), self._read)
@@ -251,6 +256,42 @@ class Sandbox:
         except CgroupError as error:
             raise SandboxError(str(error)) from error
 
+    async def freeze(self) -> None:
+        """Stop every process in the sandbox, the reaper too: what is sent to them waits until `thaw`.
+
+        Nothing of them is lost, but an end that they came to just before is told only then. Returns before the last one
+        has stopped.
+
+        Raises:
+            SandboxError: The sandbox has ended, or the kernel refused.
+        """
+        self._require_life()
+        self._was_frozen = True
+        await self._order(self._slot.group.freeze())
+
+    async def thaw(self) -> None:
+        """Let the processes run again. Raises as `freeze`, but not when the sandbox is being closed."""
+        if self._closing is None:
+            await self._order(self._slot.group.thaw())
+
+    @staticmethod
+    async def _order(done: Future[None]) -> None:
+        try:
+            await asyncio.wrap_future(done)
+        except CgroupError as error:
+            raise SandboxError(str(error)) from error
+
+    def reclaim_memory(self, limit_bytes: int) -> int:
+        """Have the kernel take back memory that can be read again; blocks, and may be called from any thread.
+
+        Args:
+            limit_bytes: See `Group.reclaim_memory`, as for the result.
+
+        Raises:
+            CgroupError: The kernel refused, or the sandbox has ended.
+        """
+        return self._slot.group.reclaim_memory(limit_bytes)
+
     def peak_memory_mib(self) -> int:
         """Return the most memory that the sandbox has used at once, rounded up; one read of an open descriptor."""
         return -(-self._slot.group.peak_memory_bytes() // _MIB)
@@ -274,6 +315,10 @@ class Sandbox:
         if not self.exited.done():
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._process_fd, signal.SIGKILL)
+        if self._was_frozen:
+            # What was killed while it was frozen dies of it now; and the next sandbox of these groups is to run.
+            await self._order(self._slot.group.thaw())
+        if not self.exited.done():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(KILL_TIMEOUT_S):
                     await asyncio.shield(self.exited)
@@ -341,6 +386,7 @@ class Sandbox:
             self._killed.set_result(None)
             self._killed = None
         self._settle(signal.SIGKILL)
+        self.out_of_memory = self._process is not None and self._process.exit_status.result().oom_killed
 
     def _read_rest(self) -> None:
         """Take the events that the reaper sent before it ended; at most a few fit between two turns of the loop."""
