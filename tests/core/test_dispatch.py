@@ -392,6 +392,29 @@ def test_a_call_that_its_environment_would_not_take_is_served_next() -> None:
     assert shell.dispatcher.in_flight == 1
 
 
+def test_a_spent_environment_is_stopped_when_it_is_idle() -> None:
+    """After its call, though others wait: they get a new one. Nothing is sent to it any more."""
+    shell, spec = Shell(), make_spec()
+    alone = shell.run(spec)
+    shell.dispatcher.spent(alone.environment_id, 0.0)
+    assert shell.dispatcher.finished(alone, 0.0) is None
+    assert shell.dispatcher.take_actions() == [Stop(alone, "recycled")]
+    shell = Shell(memory_mib=256)
+    busy, idle = shell.run(spec), shell.run(spec)
+    shell.dispatcher.finished(idle, 1.0)
+    shell.dispatcher.spent(idle.environment_id, 1.0)
+    assert shell.dispatcher.take_actions() == [Stop(idle, "recycled")]
+    shell.dispatcher.spent(busy.environment_id, 1.0)
+    shell.dispatcher.spent("unknown", 1.0)
+    waiting = shell.wait(spec)
+    assert shell.dispatcher.finished(busy, 2.0) is None
+    assert shell.dispatcher.take_actions() == [Stop(busy, "recycled")]
+    shell.stopped(idle)
+    (new,) = shell.starts()
+    shell.dispatcher.ready(new.environment_id, 3.0)
+    assert shell.dispatcher.take_actions() == [Bind(waiting, new)]
+
+
 def test_a_scheduler_that_stops_ends_the_calls_that_wait() -> None:
     """They have not run: their callers can go to another scheduler at once."""
     shell, spec = Shell(memory_mib=128), make_spec()

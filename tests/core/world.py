@@ -90,7 +90,9 @@ class World:
         for _ in range(self.random.randint(2, 8)):
             self.after(self.random.uniform(0, 15), self._burst)
         for _ in range(self.random.randint(0, 4)):
-            self.after(self.random.uniform(0, 20), self.random.choice((self._update, self._drain, self._kill)))
+            self.after(
+                self.random.uniform(0, 20), self.random.choice((self._update, self._drain, self._kill, self._spend))
+            )
         self.after(self.random.uniform(0, 20), self._reserve)
 
     # The clock.
@@ -188,6 +190,11 @@ class World:
         self.specs[name] = spec
         error = UnavailableError("deleted") if self.random.random() < 0.3 else None
         self.dispatcher.retire_function("default", name, {spec.key}, "superseded", self.now, error=error)
+
+    def _spend(self) -> None:
+        """A node's operator wants its environments to be replaced after a while."""
+        for environment_id in list(self.random.choice(list(self.agents.values())).held):
+            self.dispatcher.spent(environment_id, self.now)
 
     def _drain(self) -> None:
         node_id = self.random.choice(list(self.agents))
@@ -327,6 +334,7 @@ class World:
         """Check every rule against a recount from nothing but the environments and calls."""
         self._check_ends()
         self._check_starts()
+        self._check_spent()
         self._check_nodes()
         self._check_counters()
         self._check_nobody_waits_in_vain()
@@ -348,6 +356,10 @@ class World:
             version = environment.version
             if environment.environment_id in self.dispatcher._fleet.environments:
                 assert version.starting <= len(version.waiting), "more environments start than calls wait"
+
+    def _check_spent(self) -> None:
+        for environment in self.dispatcher._fleet.environments.values():
+            assert not (environment.spent and environment.phase is Phase.IDLE), "a spent environment waits for a call"
 
     def _check_nodes(self) -> None:
         for node in self.dispatcher.nodes:

@@ -130,7 +130,7 @@ class Dispatcher(CallBook):
             self._end(call, version.function)
             environment.call = None
         environment.last_used = now
-        if version.retired or node.draining or node.planned or now >= self._scaler.look_at:
+        if version.retired or environment.spent or node.draining or node.planned or now >= self._scaler.look_at:
             return self._finished_with_others_waiting(environment, now)
         if version.waiting:
             return self._bind_oldest(environment)
@@ -207,6 +207,15 @@ class Dispatcher(CallBook):
         elif environment.phase is _BUSY and environment.call is None:
             # Adopted while it served somebody else's call.
             self._serve_or_rest(environment, now)
+
+    def spent(self, environment_id: str, now: float) -> None:  # noqa: ARG002 - every event has its time
+        """An environment has served as long as its node wants: it stops, after its call where it serves one."""
+        environment = self._fleet.environments.get(environment_id)
+        if environment is None:
+            return
+        environment.spent = True
+        if environment.phase is _IDLE:
+            self._scaler.stop(environment, "recycled")
 
     def stopped(self, environment_id: str, *, refused: bool, error: ServiceError | None, now: float) -> None:
         """An environment is gone; its memory is free again. Nothing happens when it is not known.
@@ -421,7 +430,7 @@ class Dispatcher(CallBook):
     def _next_call(self, environment: Environment, now: float) -> Call | None:
         """Bind an environment that serves nothing to the next call of its version; or stop it, or let it idle."""
         version, node = environment.version, environment.node
-        reason = "shutdown" if node.draining else ""
+        reason = "shutdown" if node.draining else "recycled" if environment.spent else ""
         if not reason and version.waiting:
             return self._bind_oldest(environment)
         reason = reason or version.retired or ("evicted" if node.missing() else "")

@@ -37,6 +37,7 @@ class Environment:
         served: Calls bound to it so far, the present one included: 1 means that this one is a cold start.
         start: How it was made, until its first call has it; None too when that was for a scheduler that is gone. The
             shell's own but for `Dispatcher.stopped`.
+        spent: It is to stop when its call has ended: it has served as long as its node wants.
         call: The call it serves; None when it serves none, or one of a scheduler that is gone.
         version: Its siblings. Set when the dispatcher takes the environment, as is `node`.
     """
@@ -51,6 +52,7 @@ class Environment:
         "ready_at",
         "served",
         "spec",
+        "spent",
         "start",
         "version",
     )
@@ -67,6 +69,7 @@ class Environment:
         self.last_used = 0.0
         self.served = 0
         self.start: EnvironmentStart | None = None
+        self.spent = False
         self.call: Call | None = None
 
     def __repr__(self) -> str:

@@ -39,6 +39,9 @@ class NodeEvents(Protocol):
     def environment_ready(self, link: NodeLink, event: node_pb2.EnvironmentReady) -> None:
         """An environment can serve."""
 
+    def environment_spent(self, link: NodeLink, event: node_pb2.EnvironmentSpent) -> None:
+        """An environment is to be stopped when it is idle."""
+
     def environment_stopped(self, link: NodeLink, event: node_pb2.EnvironmentStopped) -> None:
         """An environment is gone or was refused."""
 
@@ -137,19 +140,26 @@ class NodeLink:
             elif kind == "window":
                 if (call := self.calls.get(event.call_id)) is not None:
                     call.payload_granted(event.window.credit_bytes)
-            elif kind == "environment_ready":
-                self._events.environment_ready(self, event.environment_ready)
-            elif kind == "environment_stopped":
-                self._events.environment_stopped(self, event.environment_stopped)
-            elif kind == "status":
-                self.status = event.status
-                self._events.status_changed(self)
-            elif kind == "welcome":
-                self.attached = True
-                self.status = event.welcome.status
-                self._events.attached(self, event.welcome)
-            elif kind == "refusal":
-                raise MessageStreamError(f"it refuses: {event.refusal.message}")
+            else:
+                self._hear(event, kind)
+
+    def _hear(self, event: node_pb2.NodeEvent, kind: str | None) -> None:
+        """Pass on what is not part of an answer."""
+        if kind == "environment_ready":
+            self._events.environment_ready(self, event.environment_ready)
+        elif kind == "environment_spent":
+            self._events.environment_spent(self, event.environment_spent)
+        elif kind == "environment_stopped":
+            self._events.environment_stopped(self, event.environment_stopped)
+        elif kind == "status":
+            self.status = event.status
+            self._events.status_changed(self)
+        elif kind == "welcome":
+            self.attached = True
+            self.status = event.welcome.status
+            self._events.attached(self, event.welcome)
+        elif kind == "refusal":
+            raise MessageStreamError(f"it refuses: {event.refusal.message}")
 
     async def _write(self, orders: list[node_pb2.NodeOrder]) -> None:
         assert self._stream is not None

@@ -302,6 +302,12 @@ class Relay:
         self.dispatcher.ready(event.environment_id, time.monotonic())
         self._act()
 
+    def environment_spent(self, link: NodeLink, event: node_pb2.EnvironmentSpent) -> None:
+        """A node wants an environment to be replaced."""
+        del link
+        self.dispatcher.spent(event.environment_id, time.monotonic())
+        self._act()
+
     def environment_stopped(self, link: NodeLink, event: node_pb2.EnvironmentStopped) -> None:
         """An environment is gone, or the node refused to make it."""
         error: ServiceError | None = None

@@ -157,7 +157,7 @@ class StopEnvironment(message.Message):
     environment_id: builtins.str
     """The environment."""
     reason: builtins.str
-    """Why, for the node's log: "idle", "evicted", "superseded", "deleted", "shutdown"."""
+    """Why, for the node's log: "idle", "evicted", "superseded", "deleted", "shutdown", "recycled"."""
     drain: builtins.bool
     """True to let a running invocation finish first."""
     def __init__(
@@ -372,10 +372,16 @@ class NodeStatus(message.Message):
     RESERVED_FIELD_NUMBER: builtins.int
     ENVIRONMENTS_FIELD_NUMBER: builtins.int
     DRAINING_FIELD_NUMBER: builtins.int
+    FROZEN_FIELD_NUMBER: builtins.int
+    RECLAIMED_BYTES_FIELD_NUMBER: builtins.int
     environments: builtins.int
     """Environments alive, in any phase."""
     draining: builtins.bool
     """True when the node takes no new environments."""
+    frozen: builtins.int
+    """Environments among them that are frozen, because they have been idle for a while."""
+    reclaimed_bytes: builtins.int
+    """Memory that the kernel took back from frozen environments since the agent started, in bytes."""
     @builtins.property
     def reserved(self) -> containers.ScalarMap[builtins.str, builtins.int]:
         """Reserved by resource: "memory_mib", "cpu_millis". The same names as in NodeRecord.capacity."""
@@ -386,10 +392,12 @@ class NodeStatus(message.Message):
         reserved: abc.Mapping[builtins.str, builtins.int] | None = ...,
         environments: builtins.int = ...,
         draining: builtins.bool = ...,
+        frozen: builtins.int = ...,
+        reclaimed_bytes: builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["draining", b"draining", "environments", b"environments", "reserved", b"reserved"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["draining", b"draining", "environments", b"environments", "frozen", b"frozen", "reclaimed_bytes", b"reclaimed_bytes", "reserved", b"reserved"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -492,6 +500,28 @@ class EnvironmentReady(message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 @typing.final
+class EnvironmentSpent(message.Message):
+    """An environment has served as many invocations, or lived as long, as the node's operator wants. The scheduler is to send
+    it nothing more and to stop it; what was sent before is served. Comes before the END of an invocation, or between two.
+    """
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    ENVIRONMENT_ID_FIELD_NUMBER: builtins.int
+    environment_id: builtins.str
+    """The environment."""
+    def __init__(
+        self,
+        *,
+        environment_id: builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["environment_id", b"environment_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
 class EnvironmentStopped(message.Message):
     """An environment could not be made, or has ended."""
 
@@ -538,6 +568,7 @@ class NodeEvent(message.Message):
     END_FIELD_NUMBER: builtins.int
     WINDOW_FIELD_NUMBER: builtins.int
     REFUSAL_FIELD_NUMBER: builtins.int
+    ENVIRONMENT_SPENT_FIELD_NUMBER: builtins.int
     call_id: builtins.int
     """Call that the frame belongs to. 0 for events that are not frames."""
     @builtins.property
@@ -572,6 +603,10 @@ class NodeEvent(message.Message):
     def refusal(self) -> frame_pb2.ServiceError:
         """First event on the stream, and the last: why the node takes no orders from this scheduler."""
 
+    @builtins.property
+    def environment_spent(self) -> EnvironmentSpent:
+        """An environment is to be stopped when it is idle."""
+
     def __init__(
         self,
         *,
@@ -584,12 +619,13 @@ class NodeEvent(message.Message):
         end: frame_pb2.End | None = ...,
         window: frame_pb2.Window | None = ...,
         refusal: frame_pb2.ServiceError | None = ...,
+        environment_spent: EnvironmentSpent | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["data", b"data", "end", b"end", "environment_ready", b"environment_ready", "environment_stopped", b"environment_stopped", "event", b"event", "refusal", b"refusal", "status", b"status", "welcome", b"welcome", "window", b"window"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["data", b"data", "end", b"end", "environment_ready", b"environment_ready", "environment_spent", b"environment_spent", "environment_stopped", b"environment_stopped", "event", b"event", "refusal", b"refusal", "status", b"status", "welcome", b"welcome", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["call_id", b"call_id", "data", b"data", "end", b"end", "environment_ready", b"environment_ready", "environment_stopped", b"environment_stopped", "event", b"event", "refusal", b"refusal", "status", b"status", "welcome", b"welcome", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["call_id", b"call_id", "data", b"data", "end", b"end", "environment_ready", b"environment_ready", "environment_spent", b"environment_spent", "environment_stopped", b"environment_stopped", "event", b"event", "refusal", b"refusal", "status", b"status", "welcome", b"welcome", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = typing.Literal["welcome", "status", "environment_ready", "environment_stopped", "data", "end", "window", "refusal"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = typing.Literal["welcome", "status", "environment_ready", "environment_stopped", "data", "end", "window", "refusal", "environment_spent"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
