@@ -6,6 +6,10 @@ import os
 import resource
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 MEBIBYTE = 1 << 20
 
@@ -23,9 +27,17 @@ class Machine:
 
 def read_machine(root: Path = Path("/")) -> Machine:
     """Read memory and CPUs from the kernel; `root` holds proc and sys."""
-    limits = [_memory_total(root), *_cgroup_memory_limits(root)]
+    limits = [_memory_figure(root, "MemTotal"), *_cgroup_memory_limits(root)]
     cpus = [float(len(os.sched_getaffinity(0))), *_cgroup_cpu_limits(root)]
     return Machine(memory_mib=min(limits) // MEBIBYTE, cpus=min(cpus))
+
+
+def available_memory(root: Path = Path("/")) -> int:
+    """Return the bytes that can be had without taking away what is in use: the machine's, or its cgroup's where less.
+
+    `root` holds proc and sys.
+    """
+    return min([_memory_figure(root, "MemAvailable"), *_cgroup_memory_left(root)])
 
 
 def raise_open_files_limit() -> None:
@@ -37,12 +49,12 @@ def raise_open_files_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _memory_total(root: Path) -> int:
+def _memory_figure(root: Path, wanted: str) -> int:
     for line in (root / "proc/meminfo").read_text().splitlines():
         name, _, value = line.partition(":")
-        if name == "MemTotal":
+        if name == wanted:
             return int(value.split()[0]) * 1024
-    raise ValueError("/proc/meminfo has no MemTotal")
+    raise ValueError(f"/proc/meminfo has no {wanted}")
 
 
 def _own_cgroups(root: Path, controller: str) -> list[Path]:
@@ -74,6 +86,24 @@ def _cgroup_memory_limits(root: Path) -> list[int]:
         for name in ("memory.max", "memory.limit_in_bytes")
     ]
     return [int(text) for text in texts if text is not None and text.isdigit()]
+
+
+def _cgroup_memory_left(root: Path) -> Iterator[int]:
+    """What each limit leaves, files in memory included, which the kernel takes back by itself."""
+    for directory in _own_cgroups(root, "memory"):
+        for limit_name, used_name in (
+            ("memory.max", "memory.current"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+        ):
+            limit, used = _read(directory / limit_name), _read(directory / used_name)
+            if limit is not None and used is not None and limit.isdigit():
+                yield int(limit) - int(used) + _cached_bytes(_read(directory / "memory.stat") or "")
+
+
+def _cached_bytes(stat: str) -> int:
+    """Files in memory, of a group and those below it: version 1 counts these together under another name."""
+    figures = dict(line.split() for line in stat.splitlines())
+    return sum(int(figures.get(f"total_{name}", figures.get(name, 0))) for name in ("active_file", "inactive_file"))
 
 
 def _cgroup_cpu_limits(root: Path) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 from pathlib import Path
@@ -16,6 +17,7 @@ from lambent_common.machine import DEFAULT_MEMORY_SHARE, raise_open_files_limit,
 from lambent_common.priority import prefer_daemon
 from lambent_node_agent.config import AgentConfig, parse_labels, parse_protections
 from lambent_node_agent.daemon import serve
+from lambent_node_agent.environment.model import Lifetime
 from lambent_node_agent.sandbox import SandboxError, enter_private_mount_namespace
 
 
@@ -80,6 +82,18 @@ from lambent_node_agent.sandbox import SandboxError, enter_private_mount_namespa
     metavar="NAME[,NAME]",
     help="Protections (memory, pids, seccomp) that functions may run without where the machine lacks them.",
 )
+@click.option(
+    "--recycle-after-invocations",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Replace an environment after so many invocations.  [default: never]",
+)
+@click.option(
+    "--recycle-after-hours",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="HOURS",
+    help="Replace an environment of this age, after the invocation that it serves.  [default: never]",
+)
 @click.option("--ready-fd", type=int, hidden=True, help="Descriptor for the line that says where it serves.")
 @click.option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
@@ -99,6 +113,8 @@ def agent(  # noqa: PLR0917 - one parameter per option
     pool_size: int,
     drain_s: float,
     allow_missing: str,
+    recycle_after_invocations: int | None,
+    recycle_after_hours: float | None,
     ready_fd: int | None,
     log_level: str,
 ) -> None:
@@ -107,6 +123,8 @@ def agent(  # noqa: PLR0917 - one parameter per option
     \b
     Example, with etcd and NATS on this machine:
       lambent agent --etcd http://127.0.0.1:2379 --nats nats://127.0.0.1:4222 --credentials DIR
+    The same, with environments that live for a day at most:
+      lambent agent ... --recycle-after-hours 24
     """
     configure_logging("agent", level=log_level)
     if os.geteuid() != 0:
@@ -128,6 +146,7 @@ def agent(  # noqa: PLR0917 - one parameter per option
             pool_size=pool_size,
             drain_s=drain_s,
             allow_missing=parse_protections(allow_missing),
+            lifetime=Lifetime(recycle_after_invocations or math.inf, (recycle_after_hours or math.inf) * 3600),
         )
         raise_open_files_limit()
         prefer_daemon()

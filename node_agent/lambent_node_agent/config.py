@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lambent_common.credentials import Credentials
+    from lambent_node_agent.environment.model import Lifetime
 
 # They become parts of etcd's keys and of directory and cgroup names.
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
@@ -40,6 +41,7 @@ class AgentConfig:
         pool_size: Ready-made sandboxes kept for each runtime.
         drain_s: How long running invocations may take after the order to stop.
         allow_missing: Protections without which functions may run all the same.
+        lifetime: How long environments are to serve.
     """
 
     node_id: str
@@ -56,6 +58,7 @@ class AgentConfig:
     pool_size: int
     drain_s: float
     allow_missing: frozenset[str]
+    lifetime: Lifetime
 
     def __post_init__(self) -> None:
         """Check what the command line cannot.

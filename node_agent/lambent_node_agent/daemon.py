@@ -24,6 +24,7 @@ from lambent_common.readiness import announce_ready
 from lambent_common.version import VERSION
 from lambent_node_agent.admission import Admission, Resources
 from lambent_node_agent.code_cache import CodeCache
+from lambent_node_agent.idle.keeper import IdleKeeper
 from lambent_node_agent.logs.budget import IngestBudget
 from lambent_node_agent.logs.publisher import LogPublisher
 from lambent_node_agent.node import Node
@@ -121,6 +122,7 @@ class _Agent:
             admission=Admission(self._capacity),
             log_sink=publisher,
             budget=IngestBudget(),
+            lifetime=config.lifetime,
             tasks=tasks,
         )
         service = NodeService(self._node, config.credentials.token)
@@ -137,6 +139,7 @@ class _Agent:
             raise UnavailableError(f"cannot listen on {config.listen}: {error}") from error
         address = config.address(port)
         capacity = self._capacity.as_map()
+        keeping = self._tasks.create_task(IdleKeeper(self._node).run())
         registration = Registration(
             etcd,
             config.etcd,
@@ -158,6 +161,7 @@ class _Agent:
 
         log.info("stopping", node_id=config.node_id, environments=len(self._node.environments))
         await registration.drain()
+        keeping.cancel()
         await self._node.shut_down(config.drain_s)
         registering.cancel()
         await asyncio.wait((registering,))

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lambent_node_agent.admission import Admission
     from lambent_node_agent.attachment import Attachment
     from lambent_node_agent.code_cache import CodeCache
+    from lambent_node_agent.environment.model import Lifetime
     from lambent_node_agent.logs.budget import IngestBudget
     from lambent_node_agent.logs.environment_log import BatchSink
     from lambent_node_agent.sandbox import SandboxHost
@@ -58,6 +59,7 @@ class Node:
         admission: Keeps the reservations.
         log_sink: Takes log batches.
         budget: Bounds what functions log.
+        lifetime: How long environments are to serve.
         tasks: Holds the tasks of environments.
     """
 
@@ -70,6 +72,7 @@ class Node:
         admission: Admission,
         log_sink: BatchSink,
         budget: IngestBudget,
+        lifetime: Lifetime,
         tasks: asyncio.TaskGroup,
     ) -> None:
         self.node_id = node_id
@@ -78,6 +81,8 @@ class Node:
         self.turns = Turns(asyncio.get_running_loop().call_later)
         self.environments: dict[str, EnvironmentShell] = {}
         self.draining = False
+        self.lifetime = lifetime
+        self.reclaimed_bytes = 0
         self._admission = admission
         self._log_sink = log_sink
         self._budget = budget
@@ -201,6 +206,10 @@ class Node:
         """Tell the scheduler that an environment can serve."""
         self._tell(environment, event)
 
+    def environment_spent(self, environment: EnvironmentShell) -> None:
+        """Tell the scheduler that an environment has served as long as it is to."""
+        self._tell(environment, node_pb2.EnvironmentSpent(environment_id=environment.environment_id))
+
     def environment_stopped(self, environment: EnvironmentShell, reason: str, message: str) -> None:
         """Tell the scheduler that an environment is over."""
         environment_id = environment.environment_id
@@ -225,12 +234,14 @@ class Node:
     def _tell(
         self,
         environment: EnvironmentShell,
-        event: node_pb2.EnvironmentReady | node_pb2.EnvironmentStopped,
+        event: node_pb2.EnvironmentReady | node_pb2.EnvironmentSpent | node_pb2.EnvironmentStopped,
     ) -> None:
         owner = self._owners.get(environment.environment_id)
         for attachment in (owner,) if owner is not None else self._attachments:
             if isinstance(event, node_pb2.EnvironmentReady):
                 attachment.send(node_pb2.NodeEvent(environment_ready=event))
+            elif isinstance(event, node_pb2.EnvironmentSpent):
+                attachment.send(node_pb2.NodeEvent(environment_spent=event))
             else:
                 attachment.send(node_pb2.NodeEvent(environment_stopped=event))
 
@@ -242,6 +253,8 @@ class Node:
             reserved=self._admission.reserved.as_map(),
             environments=len(self.environments),
             draining=self.draining,
+            frozen=sum(environment.state.phase is Phase.FROZEN for environment in self.environments.values()),
+            reclaimed_bytes=self.reclaimed_bytes,
         )
 
     async def run(self) -> None:

@@ -19,7 +19,7 @@ from lambent.endpoint import DATA_DIR_VARIABLE, default_data_dir
 from lambent_common.machine import read_machine
 from lambent_common.programs import ETCD, NATS_SERVER
 
-from .daemons import SchedulerOptions
+from .daemons import Recycling, SchedulerOptions
 from .data_directory import Address, DataDirectory, LockedDataDirectory
 from .detach import Report, start_detached
 from .down import stop_cluster
@@ -112,6 +112,18 @@ class WrongUsageError(CommandFailedError):
     metavar="NAME[,NAME]",
     help="Protections (memory, pids, seccomp) that functions may run without where the machine lacks them.",
 )
+@click.option(
+    "--recycle-after-invocations",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Replace an environment after so many invocations.  [default: never]",
+)
+@click.option(
+    "--recycle-after-hours",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="HOURS",
+    help="Replace an environment of this age, after the invocation that it serves.  [default: never]",
+)
 @click.option("--etcd", metavar="URL[,URL]", help="Use this etcd, which nobody else uses, and start none.")
 @click.option("--nats", metavar="URL[,URL]", help="Use this NATS with JetStream, and start none.")
 @click.option(
@@ -131,6 +143,8 @@ def up(  # noqa: PLR0917, click gives the options by name
     keep_alive: float,
     max_queue_wait: float,
     allow_missing: str,
+    recycle_after_invocations: int | None,
+    recycle_after_hours: float | None,
     etcd: str | None,
     nats: str | None,
     credentials: Path | None,
@@ -138,9 +152,13 @@ def up(  # noqa: PLR0917, click gives the options by name
     output: str,
     report_fd: int | None,
 ) -> None:
-    """Start a cluster on this machine and keep it until Ctrl-C.
+    r"""Start a cluster on this machine and keep it until Ctrl-C.
 
     It consists of etcd, nats-server, a scheduler and node agents, each a child process of this one.
+
+    \b
+    Example, in the background, with environments that live for a day at most:
+      lambent up --detach --recycle-after-hours 24
     """
     directory = DataDirectory((data_dir or default_data_dir(os.environ)).absolute())
     if detach:
@@ -154,6 +172,7 @@ def up(  # noqa: PLR0917, click gives the options by name
         nodes=nodes,
         memory_mib=memory,
         allow_missing=allow_missing,
+        recycling=Recycling(recycle_after_invocations, recycle_after_hours),
         scheduler=SchedulerOptions(grpc_port, http_port, keep_alive, max_queue_wait),
         given=GivenStores(etcd, nats, credentials),
     )
@@ -196,6 +215,7 @@ class _Request:
         nodes: Number of agents.
         memory_mib: Memory of all of them together; None for the default.
         allow_missing: Names of controllers between commas, for the agents.
+        recycling: When the agents replace environments.
         scheduler: What the scheduler is told.
         given: Stores that are not to be started.
     """
@@ -203,6 +223,7 @@ class _Request:
     nodes: int
     memory_mib: int | None
     allow_missing: str
+    recycling: Recycling
     scheduler: SchedulerOptions
     given: GivenStores
 
@@ -229,6 +250,7 @@ def _run(directory: DataDirectory, request: _Request, on_ready: Callable[[dict[s
             nodes=request.nodes,
             share=share,
             allow_missing=request.allow_missing,
+            recycling=request.recycling,
             scheduler=request.scheduler,
             etcd_program=None if etcd is None else etcd.path,
             nats_program=None if nats is None else nats.path,

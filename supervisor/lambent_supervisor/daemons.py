@@ -49,6 +49,28 @@ class SchedulerOptions:
     max_queue_wait_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Recycling:
+    """When the agents replace environments; None for never.
+
+    Attributes:
+        after_invocations: After so many.
+        after_hours: From this age on.
+    """
+
+    after_invocations: int | None = None
+    after_hours: float | None = None
+
+    def flags(self) -> tuple[str, ...]:
+        """For an agent's command line."""
+        flags = []
+        if self.after_invocations is not None:
+            flags.append(f"--recycle-after-invocations={self.after_invocations}")
+        if self.after_hours is not None:
+            flags.append(f"--recycle-after-hours={self.after_hours:g}")
+        return tuple(flags)
+
+
 def scheduler_spec(
     directory: DataDirectory, stores: Stores, options: SchedulerOptions, environment: Mapping[str, str]
 ) -> ChildSpec:
@@ -79,6 +101,7 @@ def agent_spec(
     *,
     number: int,
     allow_missing: str,
+    recycling: Recycling,
 ) -> ChildSpec:
     """The agent of a node, counted from 1; its port is a new one each time, which it publishes in etcd."""
     name = f"node-{number}"
@@ -93,6 +116,7 @@ def agent_spec(
         f"--cpus={share.cpus:g}",
         f"--owner={mark}-{number}",
         f"--allow-missing={allow_missing}",
+        *recycling.flags(),
     )
     return ChildSpec(name, lambda _announced: command, environment, directory.log(name))
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from .child import READY_TIMEOUT_S, Child
 from .credentials import prepare_credentials, use_given_credentials
-from .daemons import SchedulerOptions, Stores, agent_spec, scheduler_spec
+from .daemons import Recycling, SchedulerOptions, Stores, agent_spec, scheduler_spec
 from .data_directory import Address
 from .defragmentation import keep_defragmented
 from .errors import ChildFailedError, SupervisorError
@@ -46,6 +46,7 @@ class ClusterConfig:
         nodes: Number of agents.
         share: Memory and CPUs that each declares.
         allow_missing: Names of controllers between commas, as the agents' flag of this name takes them.
+        recycling: When the agents replace environments.
         scheduler: What the scheduler is told.
         etcd_program: Executable; None when one is given.
         nats_program: Executable; None when one is given.
@@ -56,6 +57,7 @@ class ClusterConfig:
     nodes: int
     share: NodeShare
     allow_missing: str
+    recycling: Recycling
     scheduler: SchedulerOptions
     etcd_program: Path | None
     nats_program: Path | None
@@ -161,8 +163,15 @@ class Supervisor:
     def _node(self, number: int, stores: Stores) -> Child:
         config, directory = self._config, self._directory
         directory.node(number).mkdir(mode=0o700, exist_ok=True)
-        missing = config.allow_missing
-        spec = agent_spec(directory, stores, config.share, config.environment, number=number, allow_missing=missing)
+        spec = agent_spec(
+            directory,
+            stores,
+            config.share,
+            config.environment,
+            number=number,
+            allow_missing=config.allow_missing,
+            recycling=config.recycling,
+        )
         return Child(spec, self)
 
     async def _store(self, given: str | None, program: Path | None, make: Callable[[Path], Store]) -> str:

@@ -78,6 +78,7 @@ class Scheduler:
         self.welcome = node_pb2.Welcome()
         self.status = node_pb2.NodeStatus()
         self.status_changed = asyncio.Event()
+        self.spent: list[str] = []
         self.answers: dict[int, Answer] = {}
         self.auto_credit = True
         self.partition = 0
@@ -122,6 +123,8 @@ class Scheduler:
         elif kind == "status":
             self.status = event.status
             self.status_changed.set()
+        elif kind == "environment_spent":
+            self.spent.append(event.environment_spent.environment_id)
         elif kind == "environment_stopped":
             self.stopped(event.environment_stopped.environment_id).set_result(event.environment_stopped)
         elif kind == "data":

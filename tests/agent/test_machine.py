@@ -25,6 +25,7 @@ from lambent_node_agent.environment.model import (
     Event,
     Facts,
     Finished,
+    Freeze,
     Invocation,
     KillRuntime,
     LimitCpu,
@@ -34,6 +35,8 @@ from lambent_node_agent.environment.model import (
     Refuse,
     ReplaceSandbox,
     ReportReady,
+    ReportSpent,
+    Rest,
     RuntimeFailed,
     RuntimeFailure,
     RuntimeKilled,
@@ -43,6 +46,7 @@ from lambent_node_agent.environment.model import (
     SendInvoke,
     StartRuntime,
     Stop,
+    Thaw,
     Tick,
     WriteLog,
 )
@@ -303,6 +307,84 @@ def test_answer_without_a_question_kills_the_runtime() -> None:
     assert not actions
 
 
+def test_an_idle_environment_is_frozen_until_it_is_used() -> None:
+    """Whoever is idle for a while is frozen once; the next invocation thaws it before it gets its frame."""
+    env, actions = run((1, Rest()), (2, Rest()), env=warm())
+    assert (env.phase, actions) == (Phase.FROZEN, [Freeze()])
+    env, actions = run((3, Open(Invocation("id-1", 3))), env=env)
+    assert [type(action) for action in actions] == [Thaw, LimitCpu, WriteLog, SendInvoke]
+    env, actions = run((3.1, Rest()), (3.2, Finished(Outcome(b"1"), 9)), env=env)
+    assert Freeze() not in actions, "it is in use"
+    assert (env.phase, env.idle_since) == (Phase.IDLE, 3.2)
+
+
+@pytest.mark.parametrize(
+    ("event", "expected"),
+    [
+        (RuntimeFailed(EXIT_3, 1), [Thaw(), KillRuntime()]),
+        (RuntimeFailed(failures.exit_failure(None, 9, oom_killed=True), 1), [Thaw(), ReplaceSandbox()]),
+        (Finished(Outcome(b"forged"), 1), [Thaw(), KillRuntime()]),
+        (Stop("idle", drain=True, max_memory_used_mib=1), [Close("idle", "")]),
+        (SandboxLost("exited", "gone"), [Close("exited", "gone")]),
+        (Tick(WALL), []),
+        (Cancelled(WALL), []),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_happens_to_a_frozen_environment(event: Event, expected: list[Action]) -> None:
+    """Its reaper serves no order before it thaws; a sandbox that is closed dies of it without running again."""
+    env, _ = run((1, Rest()), env=warm())
+    assert run((100, event), env=env)[1] == expected
+
+
+def spent_after(invocations: float, age_s: float) -> Environment:
+    """An idle environment with a lifetime, made at 0."""
+    env, _ = run((0, SandboxReady()), (0.1, RuntimeReady()), env=Environment(Facts("1", 128, "", invocations, age_s)))
+    return env
+
+
+@pytest.mark.parametrize(("invocations", "age_s"), [(2, math.inf), (math.inf, 3.05), (2, 3.05)])
+def test_a_spent_environment_says_so_before_its_last_answer(invocations: float, age_s: float) -> None:
+    """The scheduler sends nothing more once it has the answer; what it has sent is served all the same."""
+    env = spent_after(invocations, age_s)
+    env, actions = run((1, Open(Invocation("id-1", 3))), (1.1, Finished(Outcome(b"1"), 9)), env=env)
+    assert ReportSpent() not in actions
+    env, actions = run((3, Open(Invocation("id-2", 3))), (3.1, Finished(Outcome(b"2"), 9)), env=env)
+    assert [type(action) for action in actions][-2:] == [ReportSpent, Answer]
+    assert env.phase is Phase.IDLE, "it is the scheduler who stops it"
+    env, actions = run((4, Open(Invocation("id-3", 3))), (4.1, Finished(Outcome(b"3"), 9)), env=env)
+    assert answers(actions)[0].outcome.payload == b"3"
+
+
+EVENTS = st.sampled_from(
+    [
+        *(SandboxReady(), RuntimeReady(), RuntimeFailed(EXIT_3, 1), RuntimeFailed(OOM.failure, 1), RuntimeKilled(1)),
+        *(Open(Invocation("id", 3)), Finished(Outcome(b"x"), 1), Cancelled(WALL), Tick(WALL), Rest(), Rest()),
+        *(Stop("idle", drain=True, max_memory_used_mib=1), SandboxLost("exited", "gone")),
+    ]
+)
+
+
+@given(st.lists(st.tuples(st.sampled_from([0.0, 0.5, 9.0]), EVENTS), max_size=30))
+def test_no_order_reaches_a_frozen_runtime(timeline: list[tuple[float, Event]]) -> None:
+    """Whatever happens in whatever order: frozen and thawed by turns, thawed before it is told anything."""
+    env, now, frozen = warm(), 1.0, False
+    for delay_s, event in timeline:
+        now += delay_s
+        if isinstance(event, Open) and env.invocation is not None:
+            continue  # the shell lets one call in at a time
+        env, actions = step(env, event, now)
+        for action in actions:
+            if isinstance(action, Freeze | Thaw):
+                assert frozen is isinstance(action, Thaw)
+                frozen = isinstance(action, Freeze)
+            elif isinstance(action, SendInvoke | StartRuntime | KillRuntime | ReplaceSandbox | Answer):
+                assert not frozen
+            elif isinstance(action, Close):
+                frozen = False  # it is killed, then thawed
+        assert frozen is (env.phase is Phase.FROZEN)
+
+
 @pytest.mark.parametrize(
     ("code", "signal", "oom", "error_type", "message"),
     [
@@ -338,6 +420,7 @@ class World:
     current: str = ""
     generation: int = 0
     closes: int = 0
+    frozen: bool = False
     outcomes: dict[str, list[str]] = field(default_factory=dict)
     opened_at: dict[str, float] = field(default_factory=dict)
     logged: list[str] = field(default_factory=list)
@@ -373,9 +456,13 @@ class World:
             case KillRuntime() | ReplaceSandbox():
                 died = SandboxLost("sandbox", "would not die") if self.chance(0.05) else RuntimeKilled(1)
                 self.after(self.random.uniform(0, 0.1), died)
+            case Freeze() | Thaw():
+                assert self.frozen is isinstance(action, Thaw)
+                self.frozen = not self.frozen
             case SendInvoke():
                 assert self.alive
                 assert not self.sent
+                assert not self.frozen
                 self.sent = True
                 self.handler_runs()
             case Answer() | Refuse():
@@ -413,6 +500,8 @@ class World:
             self.after(self.random.uniform(0, 40), Open(Invocation(request_id, self.random.choice([1.0, 3.0]))))
         if self.chance(0.3):
             self.after(self.random.uniform(0, 40), Cancelled(WALL))
+        for _ in range(self.random.randrange(4)):
+            self.after(self.random.uniform(0, 40), Rest())
         if self.chance(0.1):
             self.after(self.random.uniform(0, 40), SandboxLost("exited", "gone"))
         self.after(60, Stop("idle", drain=self.chance(0.5), max_memory_used_mib=1))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lambent_common.machine import Machine, read_machine
+from lambent_common.machine import Machine, available_memory, read_machine
 from lambent_common.programs import ETCD, NATS_SERVER, Version
 from lambent_node_agent.command import agent
 from lambent_scheduler.command import scheduler
@@ -97,6 +97,40 @@ def test_limits_of_the_cgroup_count(tmp_path: Path, files: dict[str, str], expec
     assert machine.memory_mib == expected.memory_mib
     if expected.cpus:
         assert machine.cpus == expected.cpus
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, 500 << 10),
+        ({"sys/fs/cgroup/a/memory.max": "max", "sys/fs/cgroup/a/memory.current": "700000"}, 500 << 10),
+        (
+            {
+                "sys/fs/cgroup/a/memory.max": "400000",
+                "sys/fs/cgroup/a/memory.current": "350000",
+                "sys/fs/cgroup/a/memory.stat": "anon 1\nactive_file 20000\ninactive_file 10000\n",
+            },
+            80_000,
+        ),
+        (
+            {
+                "proc/self/cgroup": "4:memory:/box\n",
+                "sys/fs/cgroup/memory/box/memory.limit_in_bytes": "400000",
+                "sys/fs/cgroup/memory/box/memory.usage_in_bytes": "350000",
+                "sys/fs/cgroup/memory/box/memory.stat": "inactive_file 1\ntotal_inactive_file 30000\n",
+            },
+            80_000,
+        ),
+    ],
+    ids=["machine", "group without a limit", "version 2", "version 1"],
+)
+def test_what_is_left_counts_files_in_memory(tmp_path: Path, files: dict[str, str], expected: int) -> None:
+    """The kernel takes those back by itself: a group that is full of them is not short of memory."""
+    content = {"proc/meminfo": "MemTotal: 1000 kB\nMemAvailable: 500 kB\n", "proc/self/cgroup": "0::/a\n", **files}
+    for name, text in content.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert available_memory(tmp_path) == expected
 
 
 def test_limits_of_a_version_1_cgroup_count(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from lambent_node_agent.environment.model import (
     Event,
     Figures,
     Finished,
+    Freeze,
     KillRuntime,
     LimitCpu,
     Open,
@@ -33,6 +34,8 @@ from lambent_node_agent.environment.model import (
     Refuse,
     ReplaceSandbox,
     ReportReady,
+    ReportSpent,
+    Rest,
     RuntimeFailed,
     RuntimeFailure,
     RuntimeKilled,
@@ -43,6 +46,7 @@ from lambent_node_agent.environment.model import (
     SendInvoke,
     StartRuntime,
     Stop,
+    Thaw,
     Tick,
     WriteLog,
 )
@@ -96,7 +100,7 @@ def _runtime_ready(env: Environment, event: RuntimeReady, now: float) -> Step:
     if env.phase is Phase.INVOKE:
         return _dispatch(env, [])
     if env.phase is Phase.RESET:
-        return _move(env, Phase.IDLE, runtime=RuntimeState.READY, deadline=math.inf), []
+        return _move(env, Phase.IDLE, runtime=RuntimeState.READY, deadline=math.inf, idle_since=now), []
     init_duration_us = max(1, _microseconds(now - env.init_started))
     env = _move(
         env,
@@ -105,6 +109,7 @@ def _runtime_ready(env: Environment, event: RuntimeReady, now: float) -> Step:
         deadline=math.inf,
         init_duration_us=init_duration_us,
         announced=True,
+        idle_since=now,
     )
     load_us = min(event.load_us, init_duration_us)
     return env, [ReportReady(init_duration_us - load_us, load_us)]
@@ -118,19 +123,19 @@ def _open(env: Environment, event: Open, now: float) -> Step:
         return env, [Refuse(f"the environment is in phase {env.phase.value}")]
     invocation = event.invocation
     deadline = now + invocation.timeout_s
+    before: list[Action] = [Thaw()] if env.phase is Phase.FROZEN else []
     env = _move(
         env,
         Phase.INVOKE,
         invocation=invocation,
         started=now,
         deadline=deadline,
-        cold=not env.invoked,
-        invoked=True,
+        cold=not env.invocations,
+        invocations=env.invocations + 1,
         start_logged=False,
     )
     if env.runtime is RuntimeState.DYING:
-        return env, []  # a runtime follows when it is gone
-    before: list[Action] = []
+        return env, before  # a runtime follows when it is gone
     if not env.cpu_limited:
         env = _limit_cpu(env, before)
     if env.runtime is RuntimeState.READY:
@@ -157,7 +162,7 @@ def _finished(env: Environment, event: Finished, now: float) -> Step:
         failure = failures.violation_failure("an answer that nobody asked for")
         return _runtime_failed(env, RuntimeFailed(failure, event.max_memory_used_mib), now)
     actions = _conclude(env, event.outcome, now - env.started, event.max_memory_used_mib)
-    env = _move(env, Phase.IDLE, invocation=None, deadline=math.inf)
+    env = _move(env, Phase.IDLE, invocation=None, deadline=math.inf, idle_since=now)
     return _shut_down(env, env.stop_reason, "", actions) if env.stop_reason else (env, actions)
 
 
@@ -200,7 +205,12 @@ def _conclude(env: Environment, outcome: Outcome, duration_s: float, max_memory_
         init_duration_us=figures.init_duration_us,
         status=status,
     )
-    actions += (WriteLog(platform_lines.end(request_id)), WriteLog(report), Answer(outcome, figures))
+    actions += (WriteLog(platform_lines.end(request_id)), WriteLog(report))
+    if env.is_spent(env.started + duration_s):
+        # Before the answer, upon which the scheduler may send the next invocation. It alone knows what it has sent, so
+        # it is the one who stops the environment.
+        actions.append(ReportSpent())
+    actions.append(Answer(outcome, figures))
     return actions
 
 
@@ -282,7 +292,8 @@ def _reset(
     failed_inits = env.failed_inits + (failed_init is not None)
     # Its inits have succeeded before: what makes them fail now is left in the sandbox, or is not to be mended here.
     replace = (replace or (env.proven and failed_inits >= MAX_FAILED_INITS)) and not env.stop_reason
-    actions: list[Action] = []
+    # Its first process is to kill the others, or dies when it thaws.
+    actions: list[Action] = [Thaw()] if env.phase is Phase.FROZEN else []
     if env.runtime is not RuntimeState.DYING:
         actions.append(ReplaceSandbox() if replace else KillRuntime())
         env = env._replace(failed_inits=0 if replace else failed_inits, cpu_limited=env.cpu_limited and not replace)
@@ -322,12 +333,21 @@ def _runtime_killed(env: Environment, event: RuntimeKilled, now: float) -> Step:
         return _start_runtime(env._replace(restart=False), now + INIT_TIMEOUT_S, now, actions)
     if not env.announced:
         actions.append(ReportReady(0, _microseconds(now - env.init_started)))
-    return _move(env, Phase.IDLE, announced=True), actions
+    return _move(env, Phase.IDLE, announced=True, idle_since=now), actions
 
 
 def _timeout_s(env: Environment) -> float:
     assert env.invocation is not None
     return env.invocation.timeout_s
+
+
+# Between invocations
+
+
+def _rest(env: Environment, _: Rest, now: float) -> Step:  # noqa: ARG001 - every event has its time
+    if env.phase is not Phase.IDLE:
+        return env, []
+    return _move(env, Phase.FROZEN), [Freeze()]
 
 
 # The environment's end
@@ -379,5 +399,6 @@ _STEPS: Final[dict[type, Callable[[Environment, Any, float], Step]]] = {
     Finished: _finished,
     Cancelled: _cancelled,
     Tick: _tick,
+    Rest: _rest,
     Stop: _stop,
 }

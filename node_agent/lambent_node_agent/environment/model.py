@@ -20,6 +20,8 @@ class Phase(enum.Enum):
     """The first runtime loads the handler."""
     IDLE = "idle"
     """An invocation can be taken."""
+    FROZEN = "frozen"
+    """As IDLE, and no process in the sandbox runs: it has been idle for a while. What needs one thaws it first."""
     INVOKE = "invoke"
     """An invocation runs, or waits here for the runtime to load the handler again."""
     RESET = "reset"
@@ -32,7 +34,8 @@ class Phase(enum.Enum):
 MOVES: Final[dict[Phase, frozenset[Phase]]] = {
     Phase.STARTING: frozenset({Phase.INIT, Phase.SHUTDOWN}),
     Phase.INIT: frozenset({Phase.IDLE, Phase.RESET, Phase.SHUTDOWN}),
-    Phase.IDLE: frozenset({Phase.INVOKE, Phase.RESET, Phase.SHUTDOWN}),
+    Phase.IDLE: frozenset({Phase.FROZEN, Phase.INVOKE, Phase.RESET, Phase.SHUTDOWN}),
+    Phase.FROZEN: frozenset({Phase.INVOKE, Phase.RESET, Phase.SHUTDOWN}),
     Phase.INVOKE: frozenset({Phase.IDLE, Phase.RESET, Phase.SHUTDOWN}),
     Phase.RESET: frozenset({Phase.IDLE, Phase.INVOKE, Phase.SHUTDOWN}),
     Phase.SHUTDOWN: frozenset(),
@@ -106,6 +109,13 @@ class Figures(NamedTuple):
     cold_start: bool
 
 
+class Lifetime(NamedTuple):
+    """How long environments are to serve."""
+
+    invocations: float = math.inf
+    age_s: float = math.inf
+
+
 class Facts(NamedTuple):
     """What never changes about an environment."""
 
@@ -113,6 +123,10 @@ class Facts(NamedTuple):
     """Version of the function, "$LATEST" or a number."""
     memory_mib: int
     init_start_line: str
+    most_invocations: float = math.inf
+    """After so many it is spent."""
+    spent_at: float = math.inf
+    """Monotonic time from which on it is spent."""
 
 
 class Environment(NamedTuple):
@@ -126,8 +140,10 @@ class Environment(NamedTuple):
     init_started: float = 0.0
     init_duration_us: int = 0
     """Of the first init when it succeeded; what a cold start reports."""
-    invoked: bool = False
-    """True from the first invocation on."""
+    invocations: int = 0
+    """Taken so far, the present one included."""
+    idle_since: float = 0.0
+    """When the last invocation ended, or the last runtime came or went without one."""
     announced: bool = False
     """True once the scheduler was told that the environment can serve."""
     invocation: Invocation | None = None
@@ -153,6 +169,10 @@ class Environment(NamedTuple):
     """True when a new runtime is to start once the old one is dead."""
     stop_reason: str = ""
     """Set when the environment is to end after its invocation."""
+
+    def is_spent(self, now: float) -> bool:
+        """Tell whether it has served often or long enough."""
+        return self.invocations >= self.facts.most_invocations or now >= self.facts.spent_at
 
 
 # Events
@@ -226,6 +246,11 @@ class Tick:
 
 
 @dataclass(frozen=True, slots=True)
+class Rest:
+    """The environment has been idle for a while, and is to use no CPU until it is used."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """The environment is to end."""
 
@@ -244,6 +269,7 @@ Event = (
     | Finished
     | Cancelled
     | Tick
+    | Rest
     | Stop
 )
 
@@ -269,6 +295,16 @@ class ReplaceSandbox:
 @dataclass(frozen=True, slots=True)
 class LimitCpu:
     """Put the CPU quota into force."""
+
+
+@dataclass(frozen=True, slots=True)
+class Freeze:
+    """Stop every process in the sandbox, its first one too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Thaw:
+    """Let them run again. What is sent to them meanwhile waits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,8 +345,13 @@ class ReportReady:
 
 
 @dataclass(frozen=True, slots=True)
+class ReportSpent:
+    """Tell the scheduler that the environment has served as long as it is to: it is to be stopped, and not be used."""
+
+
+@dataclass(frozen=True, slots=True)
 class Close:
-    """Take the sandbox down, give its resources back, then tell the scheduler."""
+    """Take the sandbox down, frozen or not, give its resources back, then tell the scheduler."""
 
     reason: str
     message: str
@@ -321,10 +362,13 @@ Action = (
     | KillRuntime
     | ReplaceSandbox
     | LimitCpu
+    | Freeze
+    | Thaw
     | SendInvoke
     | WriteLog
     | Answer
     | Refuse
     | ReportReady
+    | ReportSpent
     | Close
 )

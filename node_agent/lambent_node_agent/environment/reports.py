@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lambent.errors import service_error
+from lambent.rpc_errors import to_frame
 from lambent.v1 import frame_pb2, node_pb2
 
 if TYPE_CHECKING:
-    from lambent_node_agent.environment.model import Figures, ReportReady
+    from lambent_node_agent.environment.model import Figures, Outcome, ReportReady
 
 
 def ready_event(environment_id: str, made_us: int, fetch_code_us: int, ready: ReportReady) -> node_pb2.EnvironmentReady:
@@ -51,3 +53,15 @@ def invocation_report(
     if figures.cold_start and opening.HasField("cold_start_phases"):
         report.cold_start_phases.CopyFrom(opening.cold_start_phases)
     return report
+
+
+def end_of(report: frame_pb2.InvocationReport, outcome: Outcome) -> frame_pb2.End:
+    """Make the END of an answer, without what is left of the body."""
+    end = frame_pb2.End(report=report)
+    if outcome.service_reason:
+        error = service_error(outcome.service_reason, outcome.service_message, dispatched=outcome.dispatched)
+        end.service_error.CopyFrom(to_frame(error))
+    elif outcome.failure_json is not None:
+        end.function_error = "Unhandled"
+        end.error_payload = outcome.failure_json
+    return end

@@ -10,7 +10,7 @@ import asyncio
 import math
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import structlog
 
@@ -20,31 +20,27 @@ from lambent.errors import (
     InvalidRequestContentError,
     LambentError,
     UnavailableError,
-    service_error,
 )
 from lambent.framing import MAX_RESPONSE_BYTES
-from lambent.rpc_errors import to_frame
-from lambent.v1 import frame_pb2
 from lambent_node_agent.environment import failures, model
 from lambent_node_agent.environment.failures import MAX_STREAMED_BYTES
 from lambent_node_agent.environment.function_sandbox import FunctionSandbox
 from lambent_node_agent.environment.machine import step
-from lambent_node_agent.environment.reports import invocation_report, ready_event
+from lambent_node_agent.environment.reports import end_of, invocation_report, ready_event
 from lambent_node_agent.environment.runtime_link import RuntimeLink
 from lambent_node_agent.environment.variables import function_variables, region_of
 from lambent_node_agent.logs import platform_lines
 from lambent_node_agent.logs.environment_log import EnvironmentLog, wall_time
-from lambent_node_agent.sandbox import SandboxError, SandboxHost
+from lambent_node_agent.sandbox import SandboxError
 from lambent_runtime.channel import Kind, decode_ready
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from lambent.v1 import node_pb2
-    from lambent_node_agent.code_cache import CodeCache
     from lambent_node_agent.environment.call import Call
     from lambent_node_agent.environment.model import RuntimeFailure
-    from lambent_node_agent.environment.turns import Turns
+    from lambent_node_agent.environment.owner import EnvironmentOwner
 
 log = structlog.get_logger(__name__)
 
@@ -52,33 +48,6 @@ log = structlog.get_logger(__name__)
 _START_TIMEOUT_S: Final = 60.0
 # For a payload to arrive after its first piece, during which it holds the environment: 6 MiB at 100 KiB a second.
 _PAYLOAD_TIMEOUT_S: Final = 60.0
-
-
-class EnvironmentOwner(Protocol):
-    """The node: lends what environments share, and hears of them."""
-
-    node_id: str
-    sandboxes: SandboxHost
-    code: CodeCache
-    turns: Turns
-
-    def spawn(self, coroutine: Coroutine[Any, Any, None], environment: EnvironmentShell) -> asyncio.Task[None]:
-        """Run something for an environment; its failure ends the environment and nothing else."""
-
-    def environment_ready(self, environment: EnvironmentShell, event: node_pb2.EnvironmentReady) -> None:
-        """The environment can serve."""
-
-    def environment_stopped(self, environment: EnvironmentShell, reason: str, message: str) -> None:
-        """The environment is over."""
-
-    def environment_freed(self, environment_id: str) -> None:
-        """Nothing of the environment is left, so that what it had reserved can be used again."""
-
-    def linger(self, coroutine: Coroutine[Any, Any, None], environment: EnvironmentShell) -> None:
-        """Run what may take for ever, until the node ends."""
-
-    def call_ended(self, environment: EnvironmentShell) -> None:
-        """An invocation was answered."""
 
 
 class EnvironmentShell:
@@ -105,7 +74,11 @@ class EnvironmentShell:
         self._log = environment_log
         self._timeout_s = start.timeout_us / 1e6
         init_start = platform_lines.init_start(start.runtime, region_of(start.function_arn))
-        self.state = model.Environment(model.Facts(start.version, start.memory_mib, init_start))
+        lifetime = owner.lifetime
+        facts = model.Facts(
+            start.version, start.memory_mib, init_start, lifetime.invocations, self.ordered_at + lifetime.age_s
+        )
+        self.state = model.Environment(facts)
         self._loop = asyncio.get_running_loop()
         self._sandbox = FunctionSandbox(start, owner.sandboxes, owner.code, self._sandbox_exited)
         self._link: RuntimeLink | None = None
@@ -193,6 +166,14 @@ class EnvironmentShell:
             self._drain_log()
         self.feed(model.Stop(reason, drain, self._sandbox.peak_memory_mib()))
 
+    def rest(self) -> None:
+        """Freeze it until it is used, if it is idle."""
+        self.feed(model.Rest())
+
+    def reclaim_memory(self, limit_bytes: int) -> int:
+        """Take back memory that can be read again; blocks, for a thread. See `FunctionSandbox.reclaim_memory`."""
+        return self._sandbox.reclaim_memory(limit_bytes)
+
     def fail(self, message: str) -> None:
         """End the environment because of a defect of the agent."""
         self._lose_sandbox("sandbox", message)
@@ -276,15 +257,9 @@ class EnvironmentShell:
     def _answer(self, action: model.Answer) -> None:
         call, self.call = self.call, None
         assert call is not None
-        outcome, opening = action.outcome, call.opening
+        opening = call.opening
         report = invocation_report(self.order, opening, action.figures, self._owner.node_id, self._log.take_tail())
-        end = frame_pb2.End(report=report)
-        if outcome.service_reason:
-            end.service_error.CopyFrom(_service_error(outcome))
-        elif outcome.failure_json is not None:
-            end.function_error = "Unhandled"
-            end.error_payload = outcome.failure_json
-        call.answer(end, outcome.payload)
+        call.answer(end_of(report, action.outcome), action.outcome.payload)
         if report.cold_start and opening.HasField("cold_start_phases"):
             self._log.platform(platform_lines.cold_start(opening.request_id, opening.cold_start_phases))
         self._owner.call_ended(self)
@@ -306,6 +281,16 @@ class EnvironmentShell:
         self._owner.environment_ready(
             self, ready_event(self.environment_id, made_us, self._sandbox.fetch_code_us, action)
         )
+
+    def _report_spent(self, _action: model.ReportSpent) -> None:
+        self._owner.environment_spent(self)
+
+    def _freeze(self, _action: model.Freeze) -> None:
+        self._owner.spawn(self._set_frozen(self._sandbox.freeze()), self)
+
+    def _thaw(self, _action: model.Thaw) -> None:
+        # What is sent to the runtime waits in its socket meanwhile, and the event loop does not wait for the kernel.
+        self._owner.spawn(self._set_frozen(self._sandbox.thaw()), self)
 
     def _start_runtime(self, _action: model.StartRuntime) -> None:
         self._owner.spawn(self._start_process(), self)
@@ -334,6 +319,9 @@ class EnvironmentShell:
         model.Refuse: _refuse,
         model.LimitCpu: _limit_cpu,
         model.ReportReady: _report_ready,
+        model.ReportSpent: _report_spent,
+        model.Freeze: _freeze,
+        model.Thaw: _thaw,
         model.StartRuntime: _start_runtime,
         model.KillRuntime: _kill_runtime,
         model.ReplaceSandbox: _kill_runtime,
@@ -385,6 +373,12 @@ class EnvironmentShell:
                 return
             self._close_link()
         self.feed(model.RuntimeKilled(used_mib))
+
+    async def _set_frozen(self, done: Coroutine[Any, Any, None]) -> None:
+        try:
+            await done
+        except SandboxError as error:
+            self._lose_sandbox("sandbox", str(error))
 
     async def _take_down(self, reason: str, message: str) -> None:
         """End what is left and say so. What does not die keeps its reservation and its code until it has ended."""
@@ -489,10 +483,6 @@ class EnvironmentShell:
     def _drain_log(self) -> None:
         if self._link is not None:
             self._link.drain_log()
-
-
-def _service_error(outcome: model.Outcome) -> frame_pb2.ServiceError:
-    return to_frame(service_error(outcome.service_reason, outcome.service_message, dispatched=outcome.dispatched))
 
 
 def _late(call: Call, spent_s: float) -> DeadlineExceededError:

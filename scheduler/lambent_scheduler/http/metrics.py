@@ -52,6 +52,7 @@ class RelayCollector(Collector):
         yield GaugeMetricFamily(
             "lambent_nodes_attached", "Nodes with a stream", sum(link.attached for link in self._relay.links.values())
         )
+        yield from self._of_nodes()
         sessions = GaugeMetricFamily("lambent_sessions", "Sessions of callers, by way: grpc or port", labels=("way",))
         for way, count in self._sessions.items():
             sessions.add_metric((way,), count)
@@ -73,3 +74,17 @@ class RelayCollector(Collector):
             errors.add_metric((account, name), totals.errors)
             duration.add_metric((account, name), totals.duration_us / 1e6)
         yield from (functions, errors, duration)
+
+    def _of_nodes(self) -> Iterator[Metric]:
+        """What the attached nodes said of themselves last."""
+        frozen = GaugeMetricFamily(
+            "lambent_node_frozen_environments", "Idle environments whose processes are stopped", labels=("node_id",)
+        )
+        reclaimed = CounterMetricFamily(
+            "lambent_node_reclaimed_bytes", "Memory taken back from frozen environments", labels=("node_id",)
+        )
+        for link in self._relay.links.values():
+            if link.attached:
+                frozen.add_metric((link.node_id,), link.status.frozen)
+                reclaimed.add_metric((link.node_id,), link.status.reclaimed_bytes)
+        yield from (frozen, reclaimed)
