@@ -10,7 +10,13 @@ RUNTIME = "python3.11"
 
 
 def make_spec(
-    name: str = "f", memory_mib: int = 128, *, revision: str = "1", runtime: str = RUNTIME, disk_mib: int = 512
+    name: str = "f",
+    memory_mib: int = 128,
+    *,
+    revision: str = "1",
+    runtime: str = RUNTIME,
+    disk_mib: int = 512,
+    snap_start: bool = False,
 ) -> VersionSpec:
     """Give a version; one code package per name and revision."""
     return VersionSpec(
@@ -28,6 +34,7 @@ def make_spec(
         timeout_us=3_000_000,
         function_arn=f"arn:aws:lambda:local:000000000000:function:{name}",
         partition=0,
+        snap_start=snap_start,
     )
 
 

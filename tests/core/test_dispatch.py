@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pytest
-from tests.core.specs import RUNTIME, make_call, make_capacity, make_spec
+from tests.core.shell import Shell
+from tests.core.specs import make_call, make_spec
 
 from lambent.errors import (
     DeadlineExceededError,
@@ -16,60 +15,13 @@ from lambent.errors import (
 )
 from lambent_scheduler.core import (
     Bind,
-    Call,
-    Dispatcher,
     Environment,
     Fail,
     Limits,
     Phase,
     Start,
     Stop,
-    VersionSpec,
 )
-
-
-class Shell:
-    """Drives a dispatcher whose nodes obey at once."""
-
-    def __init__(self, limits: Limits | None = None, *, memory_mib: int = 1024, nodes: int = 1) -> None:
-        self.dispatcher = Dispatcher(limits or Limits(), seed=1)
-        self.now = 0.0
-        for number in range(nodes):
-            self.join(f"n{number}", memory_mib)
-
-    def join(self, node_id: str, memory_mib: int = 1024, *, held: Sequence[tuple[Environment, bool]] = ()) -> None:
-        """Add a node."""
-        self.dispatcher.node_joined(node_id, make_capacity(memory_mib, 4000), {}, [RUNTIME], self.now, held=held)
-
-    def wait(self, spec: VersionSpec, **options: float) -> Call:
-        """Admit a call that has to wait."""
-        call = make_call(spec, self.now, **options)  # type: ignore[arg-type]  # payload_bytes is an int where it is given
-        assert self.dispatcher.admit(call, None, 0, self.now) is None
-        return call
-
-    def starts(self) -> list[Environment]:
-        """Take the actions, which must all be starts."""
-        actions = self.dispatcher.take_actions()
-        assert all(isinstance(action, Start) for action in actions), actions
-        return [action.environment for action in actions if isinstance(action, Start)]
-
-    def run(self, spec: VersionSpec) -> Environment:
-        """Admit a call and bring it onto a new environment."""
-        call = self.wait(spec)
-        (environment,) = self.starts()
-        self.dispatcher.ready(environment.environment_id, self.now)
-        assert self.dispatcher.take_actions() == [Bind(call, environment)]
-        return environment
-
-    def warm(self, spec: VersionSpec) -> Environment:
-        """Make an idle environment."""
-        environment = self.run(spec)
-        assert self.dispatcher.finished(environment, self.now) is None
-        return environment
-
-    def stopped(self, environment: Environment) -> None:
-        """The node says that an environment is gone, as ordered."""
-        self.dispatcher.stopped(environment.environment_id, refused=False, error=None, now=self.now)
 
 
 def test_a_waiting_call_takes_the_environment_that_frees_up_first() -> None:
@@ -350,7 +302,7 @@ def test_a_deleted_function_is_forgotten() -> None:
 def test_adopted_environments_serve() -> None:
     """A new scheduler takes over warm environments; a busy one serves when its old call is over."""
     shell, spec = Shell(nodes=0), make_spec()
-    idle, busy = Environment("e1", spec, "n0"), Environment("e2", spec, "n0")
+    idle, busy = Environment("e1", spec, "n0", served=1), Environment("e2", spec, "n0", served=1)
     shell.join("n0", held=[(idle, False), (busy, True)])
     assert shell.dispatcher.admit(make_call(spec), None, 0, 1.0) is idle
     waiting = shell.wait(spec)
@@ -364,7 +316,7 @@ def test_what_a_node_holds_is_counted_before_its_room_is_given_away() -> None:
     """Calls that wait when a node comes back take its warm environments, and no new ones beside them."""
     shell, spec = Shell(nodes=0), make_spec()
     first, second = shell.wait(spec), shell.wait(spec)
-    held = [Environment("e1", spec, "n0"), Environment("e2", spec, "n0")]
+    held = [Environment("e1", spec, "n0", served=1), Environment("e2", spec, "n0", served=1)]
     shell.join("n0", 256, held=[(held[0], False), (held[1], True)])
     assert shell.dispatcher.take_actions() == [Bind(first, held[0])]
     shell.dispatcher.ready("e2", 1.0)

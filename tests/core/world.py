@@ -20,6 +20,7 @@ from lambent_scheduler.core import (
     Limits,
     Phase,
     Placement,
+    Prepared,
     Start,
     Stop,
     VersionSpec,
@@ -28,6 +29,8 @@ from lambent_scheduler.core import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from lambent_scheduler.core.version_state import VersionState
 
 # So small that every bound is met.
 LIMITS = Limits(
@@ -44,6 +47,7 @@ LIMITS = Limits(
 # From few values, so that ties are common.
 _MEMORY_MIB = (128, 128, 256, 512)
 _NODE_MEMORY_MIB = (512, 512, 1024, 2048)
+_FREE = (Phase.IDLE, Phase.PREPARED)
 
 
 @dataclass
@@ -82,7 +86,10 @@ class World:
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._sequence = 0
         names = [f"f{number}" for number in range(self.random.randint(1, 5))]
-        self.specs = {name: make_spec(name, self.random.choice(_MEMORY_MIB)) for name in names}
+        self.specs = {
+            name: make_spec(name, self.random.choice(_MEMORY_MIB), snap_start=self.random.random() < 0.4)
+            for name in names
+        }
         for number in range(self.random.randint(1, 4)):
             self._join(f"n{number}")
         if self.random.random() < 0.3:
@@ -94,6 +101,10 @@ class World:
                 self.random.uniform(0, 20), self.random.choice((self._update, self._drain, self._kill, self._spend))
             )
         self.after(self.random.uniform(0, 20), self._reserve)
+        for name in names:
+            for _ in range(2):
+                self.after(self.random.uniform(0, 15), lambda name=name: self._keep(name))
+            self.after(60.0, lambda name=name: self._keep(name, kept=False))
 
     # The clock.
 
@@ -111,9 +122,10 @@ class World:
             if deadline is None and at == math.inf:
                 return steps
             if deadline is not None and deadline <= at:
-                assert deadline >= self.now, "a deadline lay in the past after its tick"
-                self.now = deadline
+                self.now = max(self.now, deadline)
                 self.dispatcher.tick(self.now)
+                deadline = self.dispatcher.next_deadline()
+                assert deadline is None or deadline > self.now, "a tick left something to do"
             else:
                 self.now, _, event = heapq.heappop(self._events)
                 event()
@@ -186,7 +198,9 @@ class World:
     def _update(self) -> None:
         name = self.random.choice(list(self.specs))
         old = self.specs[name]
-        spec = make_spec(name, self.random.choice(_MEMORY_MIB), revision=old.revision_id + "1")
+        spec = make_spec(
+            name, self.random.choice(_MEMORY_MIB), revision=old.revision_id + "1", snap_start=old.snap_start
+        )
         self.specs[name] = spec
         error = UnavailableError("deleted") if self.random.random() < 0.3 else None
         self.dispatcher.retire_function("default", name, {spec.key}, "superseded", self.now, error=error)
@@ -195,6 +209,11 @@ class World:
         """A node's operator wants its environments to be replaced after a while."""
         for environment_id in list(self.random.choice(list(self.agents.values())).held):
             self.dispatcher.spent(environment_id, self.now)
+
+    def _keep(self, name: str, *, kept: bool = True) -> None:
+        """Publish a version, or take the last of them away."""
+        spec = self.specs[name]
+        self.dispatcher.keep_prepared("default", name, [spec] if kept and spec.snap_start else [], self.now)
 
     def _drain(self) -> None:
         node_id = self.random.choice(list(self.agents))
@@ -260,6 +279,8 @@ class World:
                 case Fail(call, error):
                     assert isinstance(error, ServiceError)
                     self.ends[call].append("failed")
+                case Prepared(spec, _):
+                    assert spec.snap_start
 
     def _start(self, agent: Agent, environment: Environment) -> None:
         spec = environment.spec
@@ -278,7 +299,8 @@ class World:
     def _ready(self, agent: Agent, environment: Environment) -> None:
         if environment.environment_id not in agent.held:
             return
-        self.dispatcher.ready(environment.environment_id, self.now)
+        init_error = UnavailableError("its init failed") if self.random.random() < agent.failure_share / 2 else None
+        self.dispatcher.ready(environment.environment_id, self.now, init_error)
         if self.random.random() < 0.05:
             self._later(agent, self.random.uniform(0, 10), lambda: self._gone(agent, environment, refused=False))
 
@@ -355,7 +377,9 @@ class World:
         for environment in self.started_in_step:
             version = environment.version
             if environment.environment_id in self.dispatcher._fleet.environments:
-                assert version.starting <= len(version.waiting), "more environments start than calls wait"
+                ahead = version.prepared_target
+                assert version.starting <= len(version.waiting) + ahead, "more environments start than are wanted"
+                assert ahead == 0 or version.spec.snap_start
 
     def _check_spent(self) -> None:
         for environment in self.dispatcher._fleet.environments.values():
@@ -372,19 +396,17 @@ class World:
             for amounts, members in (
                 (node.reserved, environments + planned),
                 (node.promised, planned),
-                (node.idle, [env for env in environments if env.phase is Phase.IDLE]),
+                (node.idle, [env for env in environments if env.phase in _FREE]),
                 (node.stopping, [env for env in environments if env.phase is Phase.STOPPING]),
             ):
                 assert amounts.memory_mib == sum(env.spec.memory_mib for env in members)
                 assert amounts.cpu_millis == sum(env.spec.cpu_millis for env in members)
                 assert amounts.disk_mib == sum(env.spec.ephemeral_storage_mib for env in members)
             assert sorted(env.environment_id for env in node.planned) == sorted(env.environment_id for env in planned)
-            if node.missing():
-                assert not any(env.phase is Phase.IDLE for env in environments), (
-                    "a planned environment waits for nothing"
-                )
+            if node.planned and node.missing():
+                assert not any(env.phase in _FREE for env in environments), "a planned environment waits for nothing"
             if node.draining:
-                assert not any(env.phase in (Phase.IDLE, Phase.PLANNED) for env in node.environments.values())
+                assert not any(env.phase in (*_FREE, Phase.PLANNED) for env in node.environments.values())
 
     def _check_counters(self) -> None:
         dispatcher = self.dispatcher
@@ -397,13 +419,15 @@ class World:
         assert dispatcher.invocations == self.admitted
         assert dispatcher.cold_starts == self.cold_starts
         assert dispatcher.throttles == self.throttles
-        assert waiting == [] or len(waiting) <= LIMITS.waiting_calls
-        assert dispatcher.waiting_bytes <= LIMITS.waiting_bytes
+        # What came back from an environment that would not take it was admitted before, and is refused no more.
+        new = [call for call in waiting if not call.failed_starts]
+        assert len(new) <= LIMITS.waiting_calls
+        assert sum(call.payload_bytes for call in new) <= LIMITS.waiting_bytes
         for counts in dispatcher.function_counts():
             name = counts.function_name
             assert counts.in_flight == self._in_flight(name)
             assert counts.waiting == sum(1 for call in waiting if call.spec.function_name == name)
-            assert counts.waiting <= LIMITS.waiting_calls_per_function
+            assert sum(call.spec.function_name == name for call in new) <= LIMITS.waiting_calls_per_function
             held = [env for env in fleet.environments.values() if env.spec.function_name == name]
             assert counts.environments == len(held)
             assert fleet.functions["default", name].held_mib == sum(env.spec.memory_mib for env in held)
@@ -414,19 +438,28 @@ class World:
             own = [env for env in fleet.environments.values() if env.version is version]
             assert version.environments == len(own)
             assert set(version.idle) == {env for env in own if env.phase is Phase.IDLE}
+            assert set(version.prepared) == {env for env in own if env.phase is Phase.PREPARED}
+            assert all(env.served == 0 for env in version.prepared)
             assert version.starting == sum(env.phase in (Phase.PLANNED, Phase.STARTING) for env in own)
-            assert own or version.waiting, "a version without anything is remembered"
+            assert own or version.waiting or version.kept, "a version without anything is remembered"
 
     def _check_nobody_waits_in_vain(self) -> None:
         """Who waits with no environment on its way stands in line, and no node could take it, even by eviction."""
         for version in self.dispatcher._fleet.versions.values():
             assert version.queued == (version.unmet() > 0)
             if not version.waiting:
+                self._check_prepared(version)
                 continue
-            assert not version.idle, "a call waits beside an idle environment"
+            assert not version.has_free, "a call waits beside an environment that is free"
             if version.unmet() > 0:
                 assert not isinstance(place(self.dispatcher.nodes, version.request, 1), Placement)
                 assert not self.dispatcher.nodes.sample_reclaimable(version.request, 1)
+
+    def _check_prepared(self, version: VersionState) -> None:
+        """A version that is kept has an environment, or is looked at again."""
+        if version.kept and not version.environments:
+            preparation = self.dispatcher._preparation
+            assert version in preparation._lacking or version in preparation._due
 
     def check_rest(self) -> None:
         """When all is over nothing is left: scale to zero."""

@@ -5,7 +5,7 @@ Time and seed are arguments. The shell around it asks and carries out; a simulat
 
 from __future__ import annotations
 
-from lambent_scheduler.core.actions import Action, Bind, Fail, Start, Stop
+from lambent_scheduler.core.actions import Action, Bind, Fail, Prepared, Start, Stop
 from lambent_scheduler.core.call import Call
 from lambent_scheduler.core.concurrency import FunctionCounts
 from lambent_scheduler.core.dispatch import Dispatcher
@@ -29,6 +29,7 @@ __all__ = [
     "Stop",
     "Bind",
     "Fail",
+    "Prepared",
     "NodeTable",
     "PlacementRequest",
     "Shape",

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from lambent.errors import ServiceError
     from lambent_scheduler.core.call import Call
     from lambent_scheduler.core.environments import Environment
+    from lambent_scheduler.core.version import VersionSpec
 
 
 class Start(NamedTuple):
@@ -20,7 +21,7 @@ class Stop(NamedTuple):
     """Order the end of an environment. Its memory stays reserved until `Dispatcher.stopped`.
 
     `reason` is "idle", "evicted", "shutdown" (its node drains), "superseded", "deleted" or "exited" (it takes
-    no calls).
+    no calls) or "failed" (it was to be prepared, and its init failed).
     """
 
     environment: Environment
@@ -41,4 +42,14 @@ class Fail(NamedTuple):
     error: ServiceError
 
 
-Action: TypeAlias = Start | Stop | Bind | Fail
+class Prepared(NamedTuple):
+    """Tell who waits for it that a version has a prepared environment.
+
+    `error` says why it has none: NoCapacityError, no node has room now; any other error, it cannot be initialised.
+    """
+
+    spec: VersionSpec
+    error: ServiceError | None
+
+
+Action: TypeAlias = Start | Stop | Bind | Fail | Prepared

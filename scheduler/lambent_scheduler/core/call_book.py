@@ -55,6 +55,7 @@ class CallBook:
         self._fleet = Fleet(self._nodes, seed)
         self._waiting = WaitingRoom(limits)
         self._scaler = Scaler(self._fleet, limits, self.actions)
+        self._preparation = self._scaler.preparation
 
     @property
     def waiting_calls(self) -> int:
@@ -96,6 +97,8 @@ class CallBook:
         self.invocations += 1
         function.invocations += 1
         self._waiting.add(call, version)
+        if version.spec.snap_start:
+            self._preparation.missed(version)
         self._scaler.demand_changed(version)
 
     def _bind_oldest(self, environment: Environment) -> Call:
@@ -153,6 +156,8 @@ class CallBook:
     def _charge(self, version: VersionState, error: ServiceError) -> None:
         """A start failed: somebody must bear it, or a version that cannot start would be started for ever."""
         if not version.waiting:
+            if version.prepared_target:
+                self._preparation.failed(version, error)
             return
         call = next(iter(version.waiting))
         call.failed_starts += 1

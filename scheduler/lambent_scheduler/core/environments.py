@@ -19,6 +19,8 @@ class Phase(Enum):
     PLANNED = "planned"
     """Its memory is promised, and it is ordered when others have gone from the node."""
     STARTING = "starting"
+    PREPARED = "prepared"
+    """With SnapStart: it can serve, and has served nothing yet."""
     IDLE = "idle"
     BUSY = "busy"
     STOPPING = "stopping"
@@ -33,7 +35,7 @@ class Environment:
         node_id: Where it lives.
         phase: See Phase. STOPPING from the order to the node's word that it is gone.
         ready_at: When it could serve for the first time.
-        last_used: When its last call ended, or it became ready.
+        last_used: When its last call ended, or it became ready; of a prepared one, when it was last found to be wanted.
         served: Calls bound to it so far, the present one included: 1 means that this one is a cold start.
         start: How it was made, until its first call has it; None too when that was for a scheduler that is gone. The
             shell's own but for `Dispatcher.stopped`.
@@ -60,14 +62,14 @@ class Environment:
     version: VersionState
     node: NodeState
 
-    def __init__(self, environment_id: str, spec: VersionSpec, node_id: str) -> None:
+    def __init__(self, environment_id: str, spec: VersionSpec, node_id: str, *, served: int = 0) -> None:
         self.environment_id = environment_id
         self.spec = spec
         self.node_id = node_id
         self.phase = Phase.STARTING
         self.ready_at = 0.0
         self.last_used = 0.0
-        self.served = 0
+        self.served = served
         self.start: EnvironmentStart | None = None
         self.spent = False
         self.call: Call | None = None
@@ -77,5 +79,5 @@ class Environment:
 
 
 def idle_since(environment: Environment) -> float | None:
-    """Give the time since when an environment is idle; None when it is not."""
-    return environment.last_used if environment.phase is Phase.IDLE else None
+    """Give the time since when an environment is idle or prepared; None when it is neither."""
+    return environment.last_used if environment.phase in (Phase.IDLE, Phase.PREPARED) else None

@@ -26,6 +26,7 @@ class Fleet:
         versions: Versions with environments or waiting calls.
         functions: Functions seen, by account and name.
         idle: Idle environments, least recently used first.
+        prepared: Prepared environments, the one longest out of use first.
     """
 
     def __init__(self, nodes: NodeTable, seed: int) -> None:
@@ -34,6 +35,7 @@ class Fleet:
         self.versions: dict[VersionKey, VersionState] = {}
         self.functions: dict[tuple[str, str], FunctionState] = {}
         self.idle: LazyHeap[Environment] = LazyHeap(idle_since)
+        self.prepared: LazyHeap[Environment] = LazyHeap(idle_since)
         self._accounts: dict[str, AccountState] = {}
         self._random = random.Random(seed)  # noqa: S311 - ids and samples, not secrets
 
@@ -61,8 +63,8 @@ class Fleet:
         return function
 
     def forget_unused(self, version: VersionState) -> None:
-        """Drop a version that has neither environments nor waiting calls, and its function when that was deleted."""
-        if version.environments or version.waiting:
+        """Drop a version that has nothing and is to have nothing, and its function when that was deleted."""
+        if version.environments or version.waiting or version.kept:
             return
         function = version.function
         if self.versions.get(version.spec.key) is version:
@@ -117,9 +119,24 @@ class Fleet:
         if environment not in node.idle_order.members:
             node.idle_order.add(environment)
 
-    def take_idle(self, version: VersionState) -> Environment:
-        """Take the idle environment of a version that was used last; there must be one. BUSY from now on."""
-        environment, _ = version.idle.popitem()
+    def set_prepared(self, environment: Environment, now: float) -> None:
+        """A STARTING environment of a version with SnapStart is ready before a call has come for it."""
+        version, node = environment.version, environment.node
+        environment.phase = Phase.PREPARED
+        environment.last_used = now
+        version.prepared[environment] = None
+        node.idle.add(environment.spec)
+        self.nodes.reclaim_changed(node)
+        self.prepared.add(environment)
+        node.idle_order.add(environment)
+
+    def take_free(self, version: VersionState) -> Environment:
+        """Take the idle environment of a version that was used last, or else a prepared one; BUSY from now on.
+
+        There must be one.
+        """
+        environment, _ = (version.idle or version.prepared).popitem()
+        self.prepared.discard(environment)
         environment.phase = Phase.BUSY
         environment.node.idle.subtract(environment.spec)
         self.nodes.reclaim_changed(environment.node)
@@ -146,6 +163,7 @@ class Fleet:
         self._leave_phase(environment)
         environment.phase = Phase.STOPPING
         self.idle.discard(environment)
+        self.prepared.discard(environment)
         node.idle_order.discard(environment)
         del self.environments[environment.environment_id]
         del node.environments[environment.environment_id]
@@ -183,6 +201,10 @@ class Fleet:
                 version.starting -= 1
             case Phase.IDLE:
                 del version.idle[environment]
+                node.idle.subtract(spec)
+                self.nodes.reclaim_changed(node)
+            case Phase.PREPARED:
+                del version.prepared[environment]
                 node.idle.subtract(spec)
                 self.nodes.reclaim_changed(node)
             case Phase.STOPPING:

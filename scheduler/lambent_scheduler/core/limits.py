@@ -27,6 +27,9 @@ class Limits:
             arrives within a second, and then the table knows what the node has reserved for others.
         start_attempts: Starts that may fail before a waiting call fails with them. More than one, since one node may
             be sick; few, since a broken package fails everywhere.
+        prepared_most: Environments of one version that SnapStart may keep ready beyond those in use: each holds its
+            memory. More than a burst of eight starts in the usual way.
+        prepare_retry_s: Between two looks for memory for them, which others may take at any time.
         fair_wait_s: A function that has waited so long for memory takes it from busy ones; also the shortest time that
             an environment serves before it is taken. A hundred cold starts of 10 ms: what is lost to turns stays 1 %.
     """
@@ -42,4 +45,6 @@ class Limits:
     disk_overcommit: float = 10.0
     refusal_backoff_s: float = 1.0
     start_attempts: int = 3
+    prepared_most: int = 8
+    prepare_retry_s: float = 10.0
     fair_wait_s: float = 1.0

@@ -67,7 +67,7 @@ class NodeState:
         idle: The part of `reserved` that eviction would free.
         environments: Alive or stopping, by id.
         planned: Environments that wait for room on this node, first come first served.
-        idle_order: Idle environments, least recently used first.
+        idle_order: Idle and prepared environments, least recently used first.
         failures: Starts that failed in a row.
         packages: Code packages that the node has fetched for us, oldest first.
         pools: Indexes that the node stands in.
@@ -164,7 +164,7 @@ class NodeState:
         """Give what environments reserve that exist for sure, and what those do that are starting or stopping."""
         settled, unsettled = Resources(), Resources()
         for environment in self.environments.values():
-            if environment.phase in (Phase.IDLE, Phase.BUSY):
+            if environment.phase in (Phase.PREPARED, Phase.IDLE, Phase.BUSY):
                 settled.add(environment.spec)
             elif environment.phase is not Phase.PLANNED:
                 unsettled.add(environment.spec)

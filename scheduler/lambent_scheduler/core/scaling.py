@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from lambent_scheduler.core.actions import Start, Stop
 from lambent_scheduler.core.placement import Placement, place
+from lambent_scheduler.core.preparation import Preparation
 from lambent_scheduler.core.waiting import DemandClass, MemoryLine, demand_class
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class Scaler:
 
     Attributes:
         line: Versions whose calls wait for memory.
+        preparation: What is started ahead of calls.
         look_at: From this time on a busy environment that becomes free may have to make room for another function.
     """
 
@@ -38,6 +40,7 @@ class Scaler:
         self._limits = limits
         self._actions = actions
         self.line = MemoryLine()
+        self.preparation = Preparation(fleet, limits, actions, self.line)
         self.look_at = float("inf")
 
     def demand_changed(self, version: VersionState) -> None:
@@ -46,6 +49,7 @@ class Scaler:
             self.line.discard(version)
             while version.unmet() < 0 and version.planned:
                 self.give_up(next(reversed(version.planned)))
+            self.preparation.look_at(version)
             return
         # Whoever stands in line has been refused a place already, and `room_changed` looks again once there is any.
         if not version.queued:
@@ -71,7 +75,9 @@ class Scaler:
             self.line.restore(version)
 
     def node_settled(self, node: NodeState) -> None:
-        """Something went from a node: order the planned environments that fit now."""
+        """What a node has in use changed: evict for the planned environments, and order those that fit now."""
+        while node.planned and node.missing() and (victim := node.idle_order.first()) is not None:
+            self.stop(victim, "evicted")
         while node.planned and node.fits_now(node.planned[0].spec):
             environment = node.planned[0]
             self._fleet.order_planned(environment)
@@ -167,8 +173,6 @@ class Scaler:
 
     def _plan(self, version: VersionState, node: NodeState) -> None:
         self._fleet.plan(version, node)
-        while node.missing() and (victim := node.idle_order.first()) is not None:
-            self.stop(victim, "evicted")
         self.node_settled(node)
 
     def give_up(self, environment: Environment) -> None:

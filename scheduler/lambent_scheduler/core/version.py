@@ -32,6 +32,7 @@ class VersionSpec:
         memory_mib: Memory of one environment.
         ephemeral_storage_mib: Size of its `/tmp`.
         timeout_us: Longest run of one invocation.
+        snap_start: True when environments of it are to be initialised before calls come for them.
         function_arn: ARN of the function, without a qualifier.
         partition: In [0, 255]; by account and function name.
         key: See VersionKey.
@@ -52,6 +53,7 @@ class VersionSpec:
     timeout_us: int
     function_arn: str
     partition: int
+    snap_start: bool = False
     key: VersionKey = field(init=False)
     cpu_millis: int = field(init=False)
 

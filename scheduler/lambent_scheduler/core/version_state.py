@@ -21,6 +21,11 @@ class VersionState:
     Attributes:
         request: What a new environment needs.
         idle: Idle environments, the most recently used last.
+        prepared: Prepared environments, oldest first.
+        prepared_target: How many are to be prepared; see `Preparation`.
+        kept: True while at least one is to be prepared, used or not.
+        announce: True while somebody waits to hear that one is prepared, or cannot be.
+        failed_preparations: In a row.
         waiting: Calls that wait, first come first served.
         starting: Environments that are planned or ordered and not ready yet.
         planned: The planned ones of those, oldest first.
@@ -31,10 +36,15 @@ class VersionState:
     """
 
     __slots__ = (
+        "announce",
         "environments",
+        "failed_preparations",
         "function",
         "idle",
+        "kept",
         "planned",
+        "prepared",
+        "prepared_target",
         "queued",
         "refused_until",
         "request",
@@ -53,12 +63,22 @@ class VersionState:
             Shape(spec.runtime, spec.ephemeral_storage_mib), spec.memory_mib, spec.code_sha256, self.refused_until
         )
         self.idle: dict[Environment, None] = {}
+        self.prepared: dict[Environment, None] = {}
+        self.prepared_target = 0
+        self.kept = False
+        self.announce = False
+        self.failed_preparations = 0
         self.waiting: OrderedDict[Call, None] = OrderedDict()
         self.starting = 0
         self.planned: dict[Environment, None] = {}
         self.environments = 0
         self.retired = ""
         self.queued = False
+
+    @property
+    def has_free(self) -> bool:
+        """True when an environment waits for a call."""
+        return bool(self.idle or self.prepared)
 
     def unmet(self) -> int:
         """Give the number of waiting calls for which no environment is on its way; negative when more are."""
