@@ -158,21 +158,22 @@ class _Scheduler:
             max_queue_wait_s=config.max_queue_wait_s,
         )
         dispatcher = Dispatcher(limits, seed=random.SystemRandom().getrandbits(128))
+        js = nats.jetstream()
+        await ensure_log_streams(js)
+        packages = await PackageStore.open(js)
+        repository = FunctionRepository(etcd)
+        activator = Activator(repository, packages, functions)
         relay = Relay(
             dispatcher=dispatcher,
             functions=functions,
             epoch=ownership.epoch,
             scheduler_id=config.scheduler_id,
             token=config.credentials.token,
+            on_prepared=activator.prepared,
         )
         server = GrpcServer(token=config.credentials.token, services=_SERVICES)
         invocations = InvocationServicer(relay)
         scheduler = cls(config, relay, ownership, server, invocations)
-        js = nats.jetstream()
-        await ensure_log_streams(js)
-        packages = await PackageStore.open(js)
-        repository = FunctionRepository(etcd)
-        activator = Activator(repository, packages, functions)
         function_servicer = FunctionServicer(
             naming=naming,
             repository=repository,

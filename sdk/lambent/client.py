@@ -330,6 +330,7 @@ class AsyncClient:
         timeout_s: float | None = None,
         environment: Mapping[str, str] | None = None,
         ephemeral_storage_mib: int | None = None,
+        snap_start: bool | None = None,
         description: str | None = None,
         requirements: Path | str | Iterable[str] | None = None,
         publish: bool = False,
@@ -350,6 +351,7 @@ class AsyncClient:
             timeout_s: [1, 900], default 3.
             environment: All environment variables of the function.
             ephemeral_storage_mib: Size of /tmp, [512, 10240], default 512.
+            snap_start: True to have environments of published versions initialised before calls come for them.
             description: At most 256 characters.
             requirements: A requirements file or specifiers to install beside the code.
             publish: True to publish a version.
@@ -366,6 +368,7 @@ class AsyncClient:
             timeout_s=timeout_s,
             environment=None if environment is None else dict(environment),
             ephemeral_storage_mib=ephemeral_storage_mib,
+            snap_start=snap_start,
             description=description,
         )
         return await deployment.deploy(

@@ -104,7 +104,17 @@ def function(message: function_pb2.Function, *, reserved_concurrency: int | None
         last_update_status=_UPDATE_STATUSES.get(message.last_update_status, LastUpdateStatus.NONE),
         last_update_status_reason=message.last_update_status_reason,
         reserved_concurrency=reserved_concurrency,
+        snap_start=message.snap_start.apply_on == function_pb2.SNAP_START_APPLY_ON_PUBLISHED_VERSIONS,
+        snap_start_optimized=message.snap_start.optimized,
     )
+
+
+def snap_start(applied: bool | None) -> function_pb2.SnapStart | None:
+    """Write the choice of SnapStart; None stays unset."""
+    if applied is None:
+        return None
+    published, none = function_pb2.SNAP_START_APPLY_ON_PUBLISHED_VERSIONS, function_pb2.SNAP_START_APPLY_ON_NONE
+    return function_pb2.SnapStart(apply_on=published if applied else none)
 
 
 def alias(message: function_pb2.Alias) -> Alias:

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 _CROSSING = RetryPolicy(attempts=10, base_s=0.02, cap_s=1.0)
 """Deployments of one function that cross: each round one of them gets its way, and who waits lets it end."""
 
+_PREPARATION_TIMEOUT_S = 300.0
+"""For a version with SnapStart: its init may take 130 s (AWS Lambda quotas), and is tried more than once."""
+
 ValueT = TypeVar("ValueT")
 
 
@@ -43,6 +46,7 @@ class Wanted:
     timeout_s: float | None = None
     environment: Mapping[str, str] | None = None
     ephemeral_storage_mib: int | None = None
+    snap_start: bool | None = None
     description: str | None = None
 
     def changes(self, function: Function) -> Wanted:
@@ -55,6 +59,7 @@ class Wanted:
             timeout_s=_changed(self.timeout_s, function.timeout_s),
             environment=None if environment is None or environment == dict(function.environment) else environment,
             ephemeral_storage_mib=_changed(self.ephemeral_storage_mib, function.ephemeral_storage_mib),
+            snap_start=_changed(self.snap_start, function.snap_start),
             description=_changed(self.description, function.description),
         )
 
@@ -141,6 +146,9 @@ class _Deployment:
         version = await self.functions.publish_version(
             self.name, code_sha256=function.code_sha256, revision_id=function.revision_id
         )
+        if not version.settled:
+            version = await settled(self.functions, self.name, _PREPARATION_TIMEOUT_S, qualifier=version.version)
+        succeeded(version)
         if not self.alias:
             return version
         try:
@@ -175,6 +183,7 @@ async def _create(
         timeout_s=wanted.timeout_s,
         environment=wanted.environment,
         ephemeral_storage_mib=wanted.ephemeral_storage_mib,
+        snap_start=bool(wanted.snap_start),
         description=wanted.description or "",
         on_progress=on_progress,
     )

@@ -56,6 +56,7 @@ class Functions:
         timeout_s: float | None = None,
         environment: Mapping[str, str] | None = None,
         ephemeral_storage_mib: int | None = None,
+        snap_start: bool = False,
         description: str = "",
         role: str = "",
         requirements: Path | str | Iterable[str] | None = None,
@@ -73,6 +74,7 @@ class Functions:
             timeout_s: [1, 900]; None means 3.
             environment: The function's environment variables.
             ephemeral_storage_mib: Size of /tmp, [512, 10240]; None means 512.
+            snap_start: True to have environments of published versions initialised before calls come for them.
             description: At most 256 characters.
             role: Role ARN, kept and given back.
             requirements: A requirements file or specifiers to install beside the code.
@@ -99,6 +101,7 @@ class Functions:
                 environment_variables=environment,
                 code_sha256=stored,
                 publish=publish,
+                snap_start=conversion.snap_start(snap_start),
             ),
         )
         return conversion.function(reply.function)
@@ -182,6 +185,7 @@ class Functions:
         timeout_s: float | None = None,
         environment: Mapping[str, str] | None = None,
         ephemeral_storage_mib: int | None = None,
+        snap_start: bool | None = None,
         description: str | None = None,
         role: str | None = None,
         revision_id: str = "",
@@ -209,6 +213,7 @@ class Functions:
                 if ephemeral_storage_mib is None
                 else _natural("ephemeral_storage_mib", ephemeral_storage_mib),
                 environment=variables,
+                snap_start=conversion.snap_start(snap_start),
                 revision_id=revision_id,
             ),
         )
@@ -387,14 +392,16 @@ class Functions:
         request = function_pb2.DeleteFunctionConcurrencyRequest(account=self._account, function_name=name)
         await connection.unary(stub.DeleteFunctionConcurrency, request, idempotent=True)
 
-    async def wait_until_settled(self, name: str, *, timeout_s: float = _SETTLE_TIMEOUT_S) -> Function:
-        """Return once the function is ACTIVE and its last update has succeeded.
+    async def wait_until_settled(
+        self, name: str, *, qualifier: str = "", timeout_s: float = _SETTLE_TIMEOUT_S
+    ) -> Function:
+        """Return once the function, or a version of it, is ACTIVE and its last update has succeeded.
 
         Raises:
             ResourceConflictError: It could not be made, or its last update failed; says why.
             DeadlineExceededError: It did not settle in time.
         """
-        return succeeded(await settled(self, name, timeout_s))
+        return succeeded(await settled(self, name, timeout_s, qualifier=qualifier))
 
     async def upload_code(
         self,
@@ -454,8 +461,10 @@ def _size(described: str, value: int | None) -> int:
     return 0 if value is None else _natural(described, value)
 
 
-async def settled(functions: Functions, name: str, timeout_s: float = _SETTLE_TIMEOUT_S) -> Function:
-    """Return once neither creation nor an update of a function is under way, however it ended.
+async def settled(
+    functions: Functions, name: str, timeout_s: float = _SETTLE_TIMEOUT_S, *, qualifier: str = ""
+) -> Function:
+    """Return once neither creation nor an update of a function or version is under way, however it ended.
 
     Raises:
         DeadlineExceededError: It did not settle in time.
@@ -463,7 +472,7 @@ async def settled(functions: Functions, name: str, timeout_s: float = _SETTLE_TI
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s
     pause_s = _FIRST_POLL_S
-    while not (function := await functions.get(name)).settled:
+    while not (function := await functions.get(name, qualifier=qualifier)).settled:
         if loop.time() + pause_s > deadline:
             raise DeadlineExceededError(f"function {name!r} did not become active within {timeout_s:g} s")
         await asyncio.sleep(pause_s)

@@ -111,6 +111,8 @@ class Function:
         revision_id: Changes with every change of the version.
         reserved_concurrency: Reserved and greatest concurrency; None when none is reserved, or where it was not asked
             for (only `functions.get` asks).
+        snap_start: True when published versions have environments initialised before calls come for them.
+        snap_start_optimized: True for a version for which that was done before it became ACTIVE.
     """
 
     function_name: str
@@ -134,6 +136,8 @@ class Function:
     last_update_status: LastUpdateStatus
     last_update_status_reason: str
     reserved_concurrency: int | None = None
+    snap_start: bool = False
+    snap_start_optimized: bool = False
 
     @property
     def settled(self) -> bool:

@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from lambent.errors import ServiceError
+from lambent.errors import NoCapacityError, ServiceError
 from lambent_common import keys
 from lambent_scheduler.functions import model
 from lambent_scheduler.functions.names import FunctionId
 from lambent_scheduler.functions.repository import Loaded, Write
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from lambent_common.packages import PackageStore
+    from lambent_scheduler.core.version import VersionSpec
     from lambent_scheduler.functions.repository import FunctionRepository
     from lambent_scheduler.functions.table import FunctionTable
 
@@ -43,12 +46,26 @@ class Activator:
         self._packages = packages
         self._table = table
         self._due: dict[FunctionId, float] = {}  # bounded by the number of functions
+        self._prepared: dict[FunctionId, dict[str, model.Preparation]] = {}  # by version; until it has been written
         self._wake = asyncio.Event()
         table.on_change(self._notice)
 
     def submit(self, function: FunctionId) -> None:
         """Have a function settled now."""
         self._schedule(function, 0.0)
+
+    def prepared(self, spec: VersionSpec, error: ServiceError | None) -> None:
+        """Have a version settled that waits for its preparation, which has ended: with an error, or well.
+
+        NoCapacityError is no fault of its own: it becomes ACTIVE without.
+        """
+        if not self._table.is_preparing(spec.account, spec.function_name, spec.version):
+            return
+        init_error = "" if error is None or isinstance(error, NoCapacityError) else error.message
+        function = FunctionId(spec.account, spec.function_name)
+        preparation = model.Preparation(optimized=error is None, init_error=init_error)
+        self._prepared.setdefault(function, {})[spec.version] = preparation
+        self.submit(function)
 
     async def run(self) -> None:
         """Settle what is due, for ever."""
@@ -83,11 +100,12 @@ class Activator:
         """
         change = model.Change(time.time_ns(), str(uuid.uuid4()))
         missing = await self._missing_code(function)
+        prepared = dict(self._prepared.get(function, ()))
 
         def decide(loaded: Loaded) -> tuple[Write, None]:
             settled = None
             if loaded.records is not None:
-                settled = model.settle(loaded.records, change, missing_code=missing)
+                settled = model.settle(loaded.records, change, missing_code=missing, prepared=prepared)
             if settled is None:
                 return Write(), None
             latest, versions = settled
@@ -99,8 +117,17 @@ class Activator:
             return Write(puts=puts), None
 
         _, revision = await self._repository.change(function, decide, whole=True)
+        self._forget(function, prepared)
         if revision:
             log.info("function_settled", account=function.account, function=function.name, missing_code=sorted(missing))
+
+    def _forget(self, function: FunctionId, prepared: Mapping[str, model.Preparation]) -> None:
+        left = self._prepared.get(function, {})
+        for version, preparation in prepared.items():
+            if left.get(version) is preparation:
+                del left[version]
+        if not left:
+            self._prepared.pop(function, None)
 
     async def _missing_code(self, function: FunctionId) -> frozenset[str]:
         loaded = await self._repository.load(function)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lambent.errors import InvalidParameterError
+from lambent.v1 import function_pb2
 from lambent_scheduler.functions.violations import Violations, shown
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 
     from google.protobuf.duration_pb2 import Duration
 
-    from lambent.v1 import function_pb2
 
 # AWS Lambda quotas and defaults.
 MEMORY_DEFAULT_MIB, MEMORY_LEAST_MIB, MEMORY_MOST_MIB = 128, 128, 10_240
@@ -24,6 +24,7 @@ TIMEOUT_DEFAULT_S, TIMEOUT_LEAST_S, TIMEOUT_MOST_S = 3, 1, 900
 DESCRIPTION_LIMIT = 256
 HANDLER_LIMIT = 128
 VARIABLES_LIMIT_BYTES = 4_096
+_APPLY_ON = "Member must satisfy enum value set: [PublishedVersions, None]"
 # AWS gives all of it; see `shown` for why we do not.
 _MEASURED_LIMIT_BYTES = 1_024
 
@@ -86,6 +87,7 @@ class Changes:
     memory_mib: int | None = None
     ephemeral_storage_mib: int | None = None
     environment_variables: Mapping[str, str] | None = None
+    snap_start: function_pb2.SnapStartApplyOn.ValueType | None = None
 
     def validate(self) -> None:
         """Check every value that is given.
@@ -94,6 +96,8 @@ class Changes:
             InvalidParameterError: With AWS's message; one error names all values that break a constraint.
         """
         violations = Violations()
+        if self.snap_start is not None and self.snap_start not in function_pb2.SnapStartApplyOn.values():
+            violations.add("snapStart.applyOn", self.snap_start, _APPLY_ON)
         self._texts(violations)
         self._numbers(violations)
         if self.environment_variables is not None:
@@ -126,6 +130,8 @@ class Changes:
         if self.environment_variables is not None:
             function.environment_variables.clear()
             function.environment_variables.update(self.environment_variables)
+        if self.snap_start is not None:
+            function.snap_start.apply_on = self.snap_start
 
     def _texts(self, violations: Violations) -> None:
         if self.role and not _ROLE.fullmatch(self.role):
@@ -161,6 +167,7 @@ def from_create(request: function_pb2.CreateFunctionRequest) -> Changes:
         memory_mib=request.memory_mib or MEMORY_DEFAULT_MIB,
         ephemeral_storage_mib=request.ephemeral_storage_mib or STORAGE_DEFAULT_MIB,
         environment_variables=dict(request.environment_variables),
+        snap_start=_apply_on(request.snap_start),
     )
 
 
@@ -175,7 +182,12 @@ def from_update(request: function_pb2.UpdateFunctionConfigurationRequest) -> Cha
         memory_mib=request.memory_mib if request.HasField("memory_mib") else None,
         ephemeral_storage_mib=request.ephemeral_storage_mib if request.HasField("ephemeral_storage_mib") else None,
         environment_variables=dict(request.environment.variables) if request.HasField("environment") else None,
+        snap_start=_apply_on(request.snap_start) if request.HasField("snap_start") else None,
     )
+
+
+def _apply_on(snap_start: function_pb2.SnapStart) -> function_pb2.SnapStartApplyOn.ValueType:
+    return snap_start.apply_on or function_pb2.SNAP_START_APPLY_ON_NONE
 
 
 def _milliseconds(duration: Duration) -> int:

@@ -7,6 +7,7 @@ returned. The repository writes them, comparing what was read. The rules and mes
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from lambent.errors import (
@@ -19,7 +20,7 @@ from lambent.v1 import function_pb2, record_pb2
 from lambent_scheduler.functions.names import LATEST
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from lambent_scheduler.functions.configuration import Changes
 
@@ -32,6 +33,7 @@ _IN_PROGRESS = function_pb2.LAST_UPDATE_STATUS_IN_PROGRESS
 
 _CREATING_REASON = "The function is being created."
 _CREATING_CODE = "Creating"
+_PREPARING_REASON = "The first environment of the version is being initialised."
 
 STALE_REVISION = (
     "The Revision Id provided does not match the latest Revision Id. Call the GetFunction/GetAlias API to retrieve "
@@ -56,6 +58,19 @@ class Change:
 
     time_ns: int
     revision_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """How the preparation of a version with SnapStart ended.
+
+    Attributes:
+        optimized: True when an environment of it is initialised; False when none could be made for want of memory.
+        init_error: Why its code cannot be initialised; empty when it can, or when that is not known.
+    """
+
+    optimized: bool
+    init_error: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,14 +174,22 @@ def publish(records: FunctionRecords, *, arn: str, code_sha256: str, description
 
 
 def settle(
-    records: FunctionRecords, change: Change, *, missing_code: frozenset[str]
+    records: FunctionRecords,
+    change: Change,
+    *,
+    missing_code: frozenset[str],
+    prepared: Mapping[str, Preparation] = MappingProxyType({}),
 ) -> tuple[record_pb2.FunctionRecord, dict[int, record_pb2.VersionRecord]] | None:
     """End what is under way: PENDING becomes ACTIVE, IN_PROGRESS becomes SUCCESSFUL, under a new revision id.
+
+    A version with SnapStart stays PENDING until it is prepared, and then keeps its revision id, which environments of
+    it bear.
 
     Args:
         records: The function.
         change: When, and the revision id of what changes.
         missing_code: SHA-256 of packages that are not in the store; what needs them becomes FAILED.
+        prepared: How the preparation of versions ended, by version.
 
     Returns:
         The new record and the versions that changed; None when nothing is under way.
@@ -174,7 +197,11 @@ def settle(
     versions = {
         number: _settled_version(version, change, missing_code)
         for number, version in records.versions.items()
-        if version.function.state == _PENDING
+        if version.function.state == _PENDING and not version.preparing
+    } | {
+        number: _prepared_version(version, prepared[str(number)])
+        for number, version in records.versions.items()
+        if version.preparing and str(number) in prepared
     }
     latest = records.latest
     if not is_under_way(latest.function):
@@ -191,8 +218,44 @@ def settle(
 
 
 def is_under_way(function: function_pb2.Function) -> bool:
-    """Tell whether a function or version waits for `settle`."""
+    """Tell whether a function or version is being created or changed."""
     return function.state == _PENDING or function.last_update_status == _IN_PROGRESS
+
+
+def waits_for_settling(record: record_pb2.VersionRecord) -> bool:
+    """Tell whether a version waits for `settle`, and not for its preparation."""
+    return record.function.state == _PENDING and not record.preparing
+
+
+def has_snap_start(function: function_pb2.Function) -> bool:
+    """Tell whether environments of a version are to be initialised before calls come for them."""
+    return (
+        function.snap_start.apply_on == function_pb2.SNAP_START_APPLY_ON_PUBLISHED_VERSIONS
+        and function.version != LATEST
+    )
+
+
+def prepared_versions(
+    latest: record_pb2.FunctionRecord,
+    versions: Mapping[str, record_pb2.VersionRecord],
+    aliases: Iterable[record_pb2.AliasRecord],
+) -> list[function_pb2.Function]:
+    """Give the versions that are to have an environment prepared: the newest, and those that aliases lead to.
+
+    Args:
+        latest: The function.
+        versions: Its versions, by number in decimal.
+        aliases: Its aliases.
+    """
+    wanted = {str(latest.newest_version)}
+    for record in aliases:
+        wanted |= {record.alias.function_version, *record.alias.additional_version_weights}
+    found = [versions[version] for version in sorted(wanted) if version in versions]
+    return [
+        record.function
+        for record in found
+        if has_snap_start(record.function) and (record.preparing or is_invocable(record.function))
+    ]
 
 
 def serving(record: record_pb2.FunctionRecord) -> function_pb2.Function:
@@ -287,6 +350,8 @@ def _publish(record: record_pb2.FunctionRecord, description: str) -> Outcome:
         function.state_reason = _CREATING_REASON
         function.state_reason_code = _CREATING_CODE
         _clear_update(function, function_pb2.LAST_UPDATE_STATUS_UNSPECIFIED)
+    elif has_snap_start(function):
+        _prepare(version)
     latest = _copy(record)
     latest.newest_version = record.next_version
     latest.next_version = record.next_version + 1
@@ -300,7 +365,27 @@ def _settled_version(
     settled = record_pb2.VersionRecord(function=version.function)
     settled.function.revision_id = change.revision_id
     _end(settled.function, failed=version.function.code_sha256 in missing_code)
+    if is_invocable(settled.function) and has_snap_start(settled.function):
+        _prepare(settled)
     return settled
+
+
+def _prepare(version: record_pb2.VersionRecord) -> None:
+    version.preparing = True
+    function = version.function
+    function.state = _PENDING
+    function.state_reason = _PREPARING_REASON
+    function.state_reason_code = _CREATING_CODE
+
+
+def _prepared_version(version: record_pb2.VersionRecord, preparation: Preparation) -> record_pb2.VersionRecord:
+    prepared = record_pb2.VersionRecord(function=version.function)
+    function = prepared.function
+    function.snap_start.optimized = preparation.optimized
+    function.state = _FAILED if preparation.init_error else _ACTIVE
+    function.state_reason = preparation.init_error
+    function.state_reason_code = "FunctionError" if preparation.init_error else ""
+    return prepared
 
 
 def _end(function: function_pb2.Function, *, failed: bool) -> None:

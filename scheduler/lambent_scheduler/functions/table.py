@@ -171,12 +171,12 @@ class FunctionTable:
         return entry is not None and entry.latest is not None
 
     def is_under_way(self, function: FunctionId) -> bool:
-        """Tell whether something of a function is PENDING or IN_PROGRESS."""
+        """Tell whether something of a function is PENDING or IN_PROGRESS, but for what is being prepared."""
         entry = self._entries.get(function)
         if entry is None or entry.latest is None:
             return False
         return model.is_under_way(entry.latest.function) or any(
-            model.is_under_way(version.function) for version in entry.versions.values()
+            model.waits_for_settling(version) for version in entry.versions.values()
         )
 
     def all_functions(self) -> list[FunctionId]:
@@ -203,6 +203,21 @@ class FunctionTable:
         if found.revision_id != revision_id or not model.is_invocable(found):
             return None
         return self._spec(FunctionId(account, function_name), entry, version)
+
+    def to_be_prepared(self, account: str, function_name: str) -> list[VersionSpec]:
+        """Give the versions of a function that are to have an environment prepared; see `model.prepared_versions`."""
+        function = FunctionId(account, function_name)
+        entry = self._entries.get(function)
+        if entry is None or entry.latest is None:
+            return []
+        found = model.prepared_versions(entry.latest, entry.versions, entry.aliases.values())
+        return [self._spec_of(function, entry, version) for version in found]
+
+    def is_preparing(self, account: str, function_name: str, version: str) -> bool:
+        """Tell whether a version waits for its preparation."""
+        entry = self._entries.get(FunctionId(account, function_name))
+        record = None if entry is None else entry.versions.get(version)
+        return record is not None and record.preparing
 
     def apply(self, batch: Snapshot | Changes) -> None:
         """Take in what the watch says."""
@@ -366,9 +381,12 @@ class FunctionTable:
         if found is None:
             raise self._missing(function, entry, model.not_found(self._naming.arn(function, version)))
         model.require_invocable(found)
-        spec = entry.specs.get(version)
+        return self._spec_of(function, entry, found)
+
+    def _spec_of(self, function: FunctionId, entry: _Entry, version: function_pb2.Function) -> VersionSpec:
+        spec = entry.specs.get(version.version)
         if spec is None:
-            spec = entry.specs[version] = self._make_spec(function, found)
+            spec = entry.specs[version.version] = self._make_spec(function, version)
         return spec
 
     def _make_spec(self, function: FunctionId, version: function_pb2.Function) -> VersionSpec:
@@ -387,6 +405,7 @@ class FunctionTable:
             timeout_us=version.timeout.ToMicroseconds(),
             function_arn=self._naming.arn(function),
             partition=keys.partition_of(function.account, function.name),
+            snap_start=model.has_snap_start(version),
         )
 
 

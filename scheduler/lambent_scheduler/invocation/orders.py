@@ -59,6 +59,7 @@ def start_order(environment_id: str, spec: VersionSpec, epoch: int) -> node_pb2.
             ephemeral_storage_mib=spec.ephemeral_storage_mib,
             timeout_us=spec.timeout_us,
             function_arn=spec.function_arn,
+            snap_start=spec.snap_start,
         ),
     )
 

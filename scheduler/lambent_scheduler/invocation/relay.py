@@ -30,7 +30,7 @@ from lambent.errors import (
 from lambent.rpc_errors import to_frame
 from lambent.v1 import frame_pb2
 from lambent_common import keys
-from lambent_scheduler.core.actions import Action, Bind, Fail, Start, Stop
+from lambent_scheduler.core.actions import Action, Bind, Fail, Prepared, Start, Stop
 from lambent_scheduler.core.call import Call
 from lambent_scheduler.core.environments import Environment
 from lambent_scheduler.functions.names import FunctionId
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
     from lambent.v1 import invocation_pb2, node_pb2, record_pb2
     from lambent_scheduler.core.dispatch import Dispatcher
+    from lambent_scheduler.core.version import VersionSpec
     from lambent_scheduler.functions.table import FunctionTable
 
 log = structlog.get_logger()
@@ -83,6 +84,7 @@ class Relay:
         token: The cluster's bearer token, for the nodes' doors.
         payload_timeout_s: How long the rest of a payload may take.
         reader_timeout_s: How long a caller may take nothing of an answer that waits for it.
+        on_prepared: Called with each version that has an environment prepared now, or cannot have one, and why.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class Relay:
         token: str,
         payload_timeout_s: float = _PAYLOAD_TIMEOUT_S,
         reader_timeout_s: float = _READER_TIMEOUT_S,
+        on_prepared: Callable[[VersionSpec, ServiceError | None], None] | None = None,
     ) -> None:
         self.dispatcher = dispatcher
         self.links: dict[str, NodeLink] = {}
@@ -106,6 +109,7 @@ class Relay:
         self._token = token
         self._payload_timeout_s = payload_timeout_s
         self._reader_timeout_s = reader_timeout_s
+        self._on_prepared = on_prepared
         self._records: dict[str, record_pb2.NodeRecord] = {}
         self._link_tasks: dict[str, asyncio.Task[None]] = {}
         self._link_failure: BaseException | None = None
@@ -210,7 +214,8 @@ class Relay:
             start = held.start
             spec = self._functions.current(start.account, start.function_name, start.version, start.revision_id)
             if spec is not None:
-                adopted.append((Environment(start.environment_id, spec, link.node_id), held.busy))
+                served = 0 if held.unused else 1
+                adopted.append((Environment(start.environment_id, spec, link.node_id, served=served), held.busy))
                 continue
             partition = keys.partition_of(start.account, start.function_name)
             self._stop(link, partition, start.environment_id, "superseded", drain=True)
@@ -299,7 +304,8 @@ class Relay:
         """An environment can serve: the dispatcher binds whoever waits."""
         del link
         self.cold_starts.ready(self.dispatcher.environment(event.environment_id), event)
-        self.dispatcher.ready(event.environment_id, time.monotonic())
+        init_error = UnavailableError(event.init_error) if event.init_error else None
+        self.dispatcher.ready(event.environment_id, time.monotonic(), init_error)
         self._act()
 
     def environment_spent(self, link: NodeLink, event: node_pb2.EnvironmentSpent) -> None:
@@ -455,6 +461,9 @@ class Relay:
                     self._stop(link, partition, environment.environment_id, reason, drain=False)
             case Fail(call, error):
                 self._fail(call, error)
+            case Prepared(spec, error):
+                if self._on_prepared is not None:
+                    self._on_prepared(spec, error)
 
     def _fail(self, call: Call, error: ServiceError) -> None:
         relayed = call.context
@@ -486,4 +495,7 @@ class Relay:
             self.dispatcher.retire_function(account, function_name, keep, "deleted", now, error=error)
         reserved = self._functions.reserved(account, function_name)
         self.dispatcher.reservation_changed(account, function_name, reserved)
+        self.dispatcher.keep_prepared(
+            account, function_name, self._functions.to_be_prepared(account, function_name), now
+        )
         self._act()

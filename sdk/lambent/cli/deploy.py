@@ -31,6 +31,11 @@ if TYPE_CHECKING:
 @click.option("--env", "environment", type=Assignment(), multiple=True, help="An environment variable; repeatable.")
 @click.option("--clear-env", is_flag=True, help="Remove the environment variables that are not given by --env.")
 @click.option("--ephemeral-storage-mib", type=click.IntRange(512, 10_240), help="Size of /tmp. [default: 512]")
+@click.option(
+    "--snap-start/--no-snap-start",
+    default=None,
+    help="Have environments of published versions initialised before calls come for them. [default: no]",
+)
 @click.option("--description", help="At most 256 characters.")
 @click.option(
     "--requirements",
@@ -53,6 +58,7 @@ def deploy(
     environment: tuple[tuple[str, str], ...],
     clear_env: bool,
     ephemeral_storage_mib: int | None,
+    snap_start: bool | None,
     description: str | None,
     requirements: Path | None,
     publish: bool,
@@ -68,6 +74,7 @@ def deploy(
       lambent deploy hello ./hello --handler app.handler
       lambent deploy hello ./hello.zip --memory-mib 512 --timeout-s 10 --env MODE=fast
       lambent deploy hello ./hello --requirements ./hello/requirements.txt --alias live
+      lambent deploy model ./model --snap-start --alias live
     """  # noqa: D301 - \b is click's mark for a paragraph that keeps its lines
     variables = dict(environment) if environment or clear_env else None
     with _progress(out) as on_progress:
@@ -80,6 +87,7 @@ def deploy(
             timeout_s=timeout_s,
             environment=variables,
             ephemeral_storage_mib=ephemeral_storage_mib,
+            snap_start=snap_start,
             description=description,
             requirements=requirements,
             publish=publish,

@@ -171,6 +171,8 @@ def _fields(function: Function) -> dict[str, str]:
         "modified": when(function.last_modified),
         "revision": function.revision_id,
     }
+    if function.snap_start:
+        fields["SnapStart"] = "on, optimized" if function.snap_start_optimized else "on"
     if function.description:
         fields["description"] = function.description
     if function.reserved_concurrency is not None:

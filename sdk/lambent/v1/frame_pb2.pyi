@@ -152,6 +152,7 @@ class InvocationReport(message.Message):
     ENVIRONMENT_ID_FIELD_NUMBER: builtins.int
     LOG_TAIL_FIELD_NUMBER: builtins.int
     COLD_START_PHASES_FIELD_NUMBER: builtins.int
+    RESTORE_DURATION_US_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     """UUID version 4, the same in the function's context and in its log lines."""
     executed_version: builtins.str
@@ -176,6 +177,10 @@ class InvocationReport(message.Message):
     """Environment that ran the invocation."""
     log_tail: builtins.bytes
     """The last 4 KiB of this invocation's log. Empty unless asked for."""
+    restore_duration_us: builtins.int
+    """With SnapStart: what an environment that was initialised ahead took to be ready for its first invocation, in
+    microseconds. 0 otherwise.
+    """
     @builtins.property
     def cold_start_phases(self) -> ColdStartPhases:
         """Where the time of a cold start went. Unset when the environment had served before, or had been made for a scheduler
@@ -198,10 +203,11 @@ class InvocationReport(message.Message):
         environment_id: builtins.str = ...,
         log_tail: builtins.bytes = ...,
         cold_start_phases: ColdStartPhases | None = ...,
+        restore_duration_us: builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["cold_start_phases", b"cold_start_phases"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["billed_duration_ms", b"billed_duration_ms", "cold_start", b"cold_start", "cold_start_phases", b"cold_start_phases", "duration_us", b"duration_us", "environment_id", b"environment_id", "executed_version", b"executed_version", "init_duration_us", b"init_duration_us", "log_tail", b"log_tail", "max_memory_used_mib", b"max_memory_used_mib", "memory_size_mib", b"memory_size_mib", "node_id", b"node_id", "queue_us", b"queue_us", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["billed_duration_ms", b"billed_duration_ms", "cold_start", b"cold_start", "cold_start_phases", b"cold_start_phases", "duration_us", b"duration_us", "environment_id", b"environment_id", "executed_version", b"executed_version", "init_duration_us", b"init_duration_us", "log_tail", b"log_tail", "max_memory_used_mib", b"max_memory_used_mib", "memory_size_mib", b"memory_size_mib", "node_id", b"node_id", "queue_us", b"queue_us", "request_id", b"request_id", "restore_duration_us", b"restore_duration_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

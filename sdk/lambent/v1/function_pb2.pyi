@@ -75,6 +75,53 @@ LAST_UPDATE_STATUS_FAILED: LastUpdateStatus.ValueType  # 2
 LAST_UPDATE_STATUS_IN_PROGRESS: LastUpdateStatus.ValueType  # 3
 """The change is under way; the previous code and configuration serve."""
 
+class _SnapStartApplyOn:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SnapStartApplyOnEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_SnapStartApplyOn.ValueType], builtins.type):
+    DESCRIPTOR: descriptor.EnumDescriptor
+    SNAP_START_APPLY_ON_UNSPECIFIED: _SnapStartApplyOn.ValueType  # 0
+    """Means NONE."""
+    SNAP_START_APPLY_ON_NONE: _SnapStartApplyOn.ValueType  # 1
+    """Never."""
+    SNAP_START_APPLY_ON_PUBLISHED_VERSIONS: _SnapStartApplyOn.ValueType  # 2
+    """For versions, from their publication on; not for $LATEST."""
+
+class SnapStartApplyOn(_SnapStartApplyOn, metaclass=_SnapStartApplyOnEnumTypeWrapper):
+    """When environments are initialised before calls come for them. New values may be added."""
+
+SNAP_START_APPLY_ON_UNSPECIFIED: SnapStartApplyOn.ValueType  # 0
+"""Means NONE."""
+SNAP_START_APPLY_ON_NONE: SnapStartApplyOn.ValueType  # 1
+"""Never."""
+SNAP_START_APPLY_ON_PUBLISHED_VERSIONS: SnapStartApplyOn.ValueType  # 2
+"""For versions, from their publication on; not for $LATEST."""
+
+@typing.final
+class SnapStart(message.Message):
+    """SnapStart of a function version."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    APPLY_ON_FIELD_NUMBER: builtins.int
+    OPTIMIZED_FIELD_NUMBER: builtins.int
+    apply_on: SnapStartApplyOn.ValueType
+    """Default NONE."""
+    optimized: builtins.bool
+    """True for a published version of which an environment was initialised before it became ACTIVE. Ignored in requests."""
+    def __init__(
+        self,
+        *,
+        apply_on: SnapStartApplyOn.ValueType = ...,
+        optimized: builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["apply_on", b"apply_on", "optimized", b"optimized"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
 @typing.final
 class Function(message.Message):
     """A function version: code, handler and limits."""
@@ -123,6 +170,7 @@ class Function(message.Message):
     LAST_UPDATE_STATUS_FIELD_NUMBER: builtins.int
     LAST_UPDATE_STATUS_REASON_FIELD_NUMBER: builtins.int
     LAST_UPDATE_STATUS_REASON_CODE_FIELD_NUMBER: builtins.int
+    SNAP_START_FIELD_NUMBER: builtins.int
     function_name: builtins.str
     """Unique in the account. 1 to 64 characters of [A-Za-z0-9_-]."""
     function_arn: builtins.str
@@ -175,6 +223,10 @@ class Function(message.Message):
     def last_modified_time(self) -> timestamp_pb2.Timestamp:
         """When code or configuration changed last."""
 
+    @builtins.property
+    def snap_start(self) -> SnapStart:
+        """See SnapStart."""
+
     def __init__(
         self,
         *,
@@ -200,10 +252,11 @@ class Function(message.Message):
         last_update_status: LastUpdateStatus.ValueType = ...,
         last_update_status_reason: builtins.str = ...,
         last_update_status_reason_code: builtins.str = ...,
+        snap_start: SnapStart | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["last_modified_time", b"last_modified_time", "timeout", b"timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["last_modified_time", b"last_modified_time", "snap_start", b"snap_start", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["architectures", b"architectures", "code_sha256", b"code_sha256", "code_size_bytes", b"code_size_bytes", "description", b"description", "environment_variables", b"environment_variables", "ephemeral_storage_mib", b"ephemeral_storage_mib", "function_arn", b"function_arn", "function_name", b"function_name", "handler", b"handler", "last_modified_time", b"last_modified_time", "last_update_status", b"last_update_status", "last_update_status_reason", b"last_update_status_reason", "last_update_status_reason_code", b"last_update_status_reason_code", "memory_mib", b"memory_mib", "revision_id", b"revision_id", "role", b"role", "runtime", b"runtime", "state", b"state", "state_reason", b"state_reason", "state_reason_code", b"state_reason_code", "timeout", b"timeout", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["architectures", b"architectures", "code_sha256", b"code_sha256", "code_size_bytes", b"code_size_bytes", "description", b"description", "environment_variables", b"environment_variables", "ephemeral_storage_mib", b"ephemeral_storage_mib", "function_arn", b"function_arn", "function_name", b"function_name", "handler", b"handler", "last_modified_time", b"last_modified_time", "last_update_status", b"last_update_status", "last_update_status_reason", b"last_update_status_reason", "last_update_status_reason_code", b"last_update_status_reason_code", "memory_mib", b"memory_mib", "revision_id", b"revision_id", "role", b"role", "runtime", b"runtime", "snap_start", b"snap_start", "state", b"state", "state_reason", b"state_reason", "state_reason_code", b"state_reason_code", "timeout", b"timeout", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -359,6 +412,7 @@ class CreateFunctionRequest(message.Message):
     ENVIRONMENT_VARIABLES_FIELD_NUMBER: builtins.int
     CODE_SHA256_FIELD_NUMBER: builtins.int
     PUBLISH_FIELD_NUMBER: builtins.int
+    SNAP_START_FIELD_NUMBER: builtins.int
     account: builtins.str
     """Empty means "default"."""
     function_name: builtins.str
@@ -387,6 +441,10 @@ class CreateFunctionRequest(message.Message):
     def environment_variables(self) -> containers.ScalarMap[builtins.str, builtins.str]:
         """See Function."""
 
+    @builtins.property
+    def snap_start(self) -> SnapStart:
+        """See Function."""
+
     def __init__(
         self,
         *,
@@ -402,10 +460,11 @@ class CreateFunctionRequest(message.Message):
         environment_variables: abc.Mapping[builtins.str, builtins.str] | None = ...,
         code_sha256: builtins.str = ...,
         publish: builtins.bool = ...,
+        snap_start: SnapStart | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["timeout", b"timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["snap_start", b"snap_start", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["account", b"account", "code_sha256", b"code_sha256", "description", b"description", "environment_variables", b"environment_variables", "ephemeral_storage_mib", b"ephemeral_storage_mib", "function_name", b"function_name", "handler", b"handler", "memory_mib", b"memory_mib", "publish", b"publish", "role", b"role", "runtime", b"runtime", "timeout", b"timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["account", b"account", "code_sha256", b"code_sha256", "description", b"description", "environment_variables", b"environment_variables", "ephemeral_storage_mib", b"ephemeral_storage_mib", "function_name", b"function_name", "handler", b"handler", "memory_mib", b"memory_mib", "publish", b"publish", "role", b"role", "runtime", b"runtime", "snap_start", b"snap_start", "timeout", b"timeout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -662,6 +721,7 @@ class UpdateFunctionConfigurationRequest(message.Message):
     EPHEMERAL_STORAGE_MIB_FIELD_NUMBER: builtins.int
     ENVIRONMENT_FIELD_NUMBER: builtins.int
     REVISION_ID_FIELD_NUMBER: builtins.int
+    SNAP_START_FIELD_NUMBER: builtins.int
     account: builtins.str
     """Empty means "default"."""
     function_name: builtins.str
@@ -688,6 +748,10 @@ class UpdateFunctionConfigurationRequest(message.Message):
     def environment(self) -> EnvironmentVariables:
         """Replaces all variables when present."""
 
+    @builtins.property
+    def snap_start(self) -> SnapStart:
+        """See Function."""
+
     def __init__(
         self,
         *,
@@ -702,10 +766,11 @@ class UpdateFunctionConfigurationRequest(message.Message):
         ephemeral_storage_mib: builtins.int | None = ...,
         environment: EnvironmentVariables | None = ...,
         revision_id: builtins.str = ...,
+        snap_start: SnapStart | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["_description", b"_description", "_ephemeral_storage_mib", b"_ephemeral_storage_mib", "_handler", b"_handler", "_memory_mib", b"_memory_mib", "_role", b"_role", "_runtime", b"_runtime", "description", b"description", "environment", b"environment", "ephemeral_storage_mib", b"ephemeral_storage_mib", "handler", b"handler", "memory_mib", b"memory_mib", "role", b"role", "runtime", b"runtime", "timeout", b"timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["_description", b"_description", "_ephemeral_storage_mib", b"_ephemeral_storage_mib", "_handler", b"_handler", "_memory_mib", b"_memory_mib", "_role", b"_role", "_runtime", b"_runtime", "description", b"description", "environment", b"environment", "ephemeral_storage_mib", b"ephemeral_storage_mib", "handler", b"handler", "memory_mib", b"memory_mib", "role", b"role", "runtime", b"runtime", "snap_start", b"snap_start", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["_description", b"_description", "_ephemeral_storage_mib", b"_ephemeral_storage_mib", "_handler", b"_handler", "_memory_mib", b"_memory_mib", "_role", b"_role", "_runtime", b"_runtime", "account", b"account", "description", b"description", "environment", b"environment", "ephemeral_storage_mib", b"ephemeral_storage_mib", "function_name", b"function_name", "handler", b"handler", "memory_mib", b"memory_mib", "revision_id", b"revision_id", "role", b"role", "runtime", b"runtime", "timeout", b"timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_description", b"_description", "_ephemeral_storage_mib", b"_ephemeral_storage_mib", "_handler", b"_handler", "_memory_mib", b"_memory_mib", "_role", b"_role", "_runtime", b"_runtime", "account", b"account", "description", b"description", "environment", b"environment", "ephemeral_storage_mib", b"ephemeral_storage_mib", "function_name", b"function_name", "handler", b"handler", "memory_mib", b"memory_mib", "revision_id", b"revision_id", "role", b"role", "runtime", b"runtime", "snap_start", b"snap_start", "timeout", b"timeout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__description: _TypeAlias = typing.Literal["description"]  # noqa: Y015
     _WhichOneofArgType__description: _TypeAlias = typing.Literal["_description", b"_description"]  # noqa: Y015

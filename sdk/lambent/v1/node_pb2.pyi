@@ -88,6 +88,7 @@ class StartEnvironment(message.Message):
     TIMEOUT_US_FIELD_NUMBER: builtins.int
     FUNCTION_ARN_FIELD_NUMBER: builtins.int
     SHARD_ID_FIELD_NUMBER: builtins.int
+    SNAP_START_FIELD_NUMBER: builtins.int
     environment_id: builtins.str
     """Chosen by the scheduler; unique in the cluster for all time. UUID version 4."""
     account: builtins.str
@@ -116,6 +117,8 @@ class StartEnvironment(message.Message):
     """ARN of the function, without a qualifier."""
     shard_id: builtins.int
     """Worker shard of the node that is to hold the environment. 0 is the only one so far."""
+    snap_start: builtins.bool
+    """True for a version with SnapStart."""
     @builtins.property
     def environment_variables(self) -> containers.ScalarMap[builtins.str, builtins.str]:
         """The user's environment variables. At most 4 KiB as JSON."""
@@ -138,10 +141,11 @@ class StartEnvironment(message.Message):
         timeout_us: builtins.int = ...,
         function_arn: builtins.str = ...,
         shard_id: builtins.int = ...,
+        snap_start: builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["account", b"account", "code_sha256", b"code_sha256", "code_size_bytes", b"code_size_bytes", "environment_id", b"environment_id", "environment_variables", b"environment_variables", "ephemeral_storage_mib", b"ephemeral_storage_mib", "function_arn", b"function_arn", "function_name", b"function_name", "handler", b"handler", "memory_mib", b"memory_mib", "revision_id", b"revision_id", "runtime", b"runtime", "shard_id", b"shard_id", "timeout_us", b"timeout_us", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["account", b"account", "code_sha256", b"code_sha256", "code_size_bytes", b"code_size_bytes", "environment_id", b"environment_id", "environment_variables", b"environment_variables", "ephemeral_storage_mib", b"ephemeral_storage_mib", "function_arn", b"function_arn", "function_name", b"function_name", "handler", b"handler", "memory_mib", b"memory_mib", "revision_id", b"revision_id", "runtime", b"runtime", "shard_id", b"shard_id", "snap_start", b"snap_start", "timeout_us", b"timeout_us", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -409,8 +413,11 @@ class HeldEnvironment(message.Message):
 
     START_FIELD_NUMBER: builtins.int
     BUSY_FIELD_NUMBER: builtins.int
+    UNUSED_FIELD_NUMBER: builtins.int
     busy: builtins.bool
     """True when it serves an invocation now, for a scheduler that is gone."""
+    unused: builtins.bool
+    """True when it has served none."""
     @builtins.property
     def start(self) -> StartEnvironment:
         """What it was made from. Environment variables are left out."""
@@ -420,10 +427,11 @@ class HeldEnvironment(message.Message):
         *,
         start: StartEnvironment | None = ...,
         busy: builtins.bool = ...,
+        unused: builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["start", b"start"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["busy", b"busy", "start", b"start"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["busy", b"busy", "start", b"start", "unused", b"unused"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -471,6 +479,7 @@ class EnvironmentReady(message.Message):
     SANDBOX_US_FIELD_NUMBER: builtins.int
     RUNTIME_US_FIELD_NUMBER: builtins.int
     INIT_US_FIELD_NUMBER: builtins.int
+    INIT_ERROR_FIELD_NUMBER: builtins.int
     environment_id: builtins.str
     """The environment."""
     start_us: builtins.int
@@ -483,6 +492,8 @@ class EnvironmentReady(message.Message):
     """As in ColdStartPhases, in microseconds."""
     init_us: builtins.int
     """As in ColdStartPhases, in microseconds."""
+    init_error: builtins.str
+    """Why the init failed, in one sentence; the first call tries it again. Empty when it succeeded."""
     def __init__(
         self,
         *,
@@ -492,10 +503,11 @@ class EnvironmentReady(message.Message):
         sandbox_us: builtins.int = ...,
         runtime_us: builtins.int = ...,
         init_us: builtins.int = ...,
+        init_error: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["environment_id", b"environment_id", "fetch_code_us", b"fetch_code_us", "init_us", b"init_us", "runtime_us", b"runtime_us", "sandbox_us", b"sandbox_us", "start_us", b"start_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["environment_id", b"environment_id", "fetch_code_us", b"fetch_code_us", "init_error", b"init_error", "init_us", b"init_us", "runtime_us", b"runtime_us", "sandbox_us", b"sandbox_us", "start_us", b"start_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from lambent.v1 import function_pb2 as lambent_dot_v1_dot_function__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17lambent/v1/record.proto\x12\nlambent.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19lambent/v1/function.proto\"\xac\x01\n\x0e\x46unctionRecord\x12&\n\x08\x66unction\x18\x01 \x01(\x0b\x32\x14.lambent.v1.Function\x12\x14\n\x0cnext_version\x18\x02 \x01(\r\x12\x1d\n\x15published_revision_id\x18\x03 \x01(\t\x12\x16\n\x0enewest_version\x18\x04 \x01(\r\x12%\n\x07serving\x18\x05 \x01(\x0b\x32\x14.lambent.v1.Function\"7\n\rVersionRecord\x12&\n\x08\x66unction\x18\x01 \x01(\x0b\x32\x14.lambent.v1.Function\"/\n\x0b\x41liasRecord\x12 \n\x05\x61lias\x18\x01 \x01(\x0b\x32\x11.lambent.v1.Alias\"C\n\x19ReservedConcurrencyRecord\x12&\n\x1ereserved_concurrent_executions\x18\x01 \x01(\r\"B\n\x18\x41\x63\x63ountReservationRecord\x12&\n\x1ereserved_concurrent_executions\x18\x01 \x01(\r\"\xe5\x02\n\nNodeRecord\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x36\n\x08\x63\x61pacity\x18\x03 \x03(\x0b\x32$.lambent.v1.NodeRecord.CapacityEntry\x12\x32\n\x06labels\x18\x04 \x03(\x0b\x32\".lambent.v1.NodeRecord.LabelsEntry\x12\x10\n\x08runtimes\x18\x05 \x03(\t\x12\x15\n\ragent_version\x18\x06 \x01(\t\x12.\n\nstart_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x64raining\x18\x08 \x01(\x08\x1a/\n\rCapacityEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x97\x01\n\x10NodeHealthRecord\x12<\n\x08reserved\x18\x01 \x03(\x0b\x32*.lambent.v1.NodeHealthRecord.ReservedEntry\x12\x14\n\x0c\x65nvironments\x18\x02 \x01(\r\x1a/\n\rReservedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\x88\x01\n\x0fSchedulerRecord\x12\x14\n\x0cscheduler_id\x18\x01 \x01(\t\x12\x14\n\x0cgrpc_address\x18\x02 \x01(\t\x12\x19\n\x11scheduler_version\x18\x03 \x01(\t\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\'\n\x0fPartitionRecord\x12\x14\n\x0cscheduler_id\x18\x01 \x01(\t\"y\n\x13\x46unctionConcurrency\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t\x12\x15\n\rfunction_name\x18\x02 \x01(\t\x12\x11\n\tin_flight\x18\x03 \x01(\r\x12\x14\n\x0c\x65nvironments\x18\x04 \x01(\r\x12\x11\n\tthrottles\x18\x05 \x01(\x04\"e\n\x1aPartitionConcurrencyRecord\x12\x32\n\tfunctions\x18\x01 \x03(\x0b\x32\x1f.lambent.v1.FunctionConcurrency\x12\x13\n\x0bowner_epoch\x18\x02 \x01(\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17lambent/v1/record.proto\x12\nlambent.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19lambent/v1/function.proto\"\xac\x01\n\x0e\x46unctionRecord\x12&\n\x08\x66unction\x18\x01 \x01(\x0b\x32\x14.lambent.v1.Function\x12\x14\n\x0cnext_version\x18\x02 \x01(\r\x12\x1d\n\x15published_revision_id\x18\x03 \x01(\t\x12\x16\n\x0enewest_version\x18\x04 \x01(\r\x12%\n\x07serving\x18\x05 \x01(\x0b\x32\x14.lambent.v1.Function\"J\n\rVersionRecord\x12&\n\x08\x66unction\x18\x01 \x01(\x0b\x32\x14.lambent.v1.Function\x12\x11\n\tpreparing\x18\x02 \x01(\x08\"/\n\x0b\x41liasRecord\x12 \n\x05\x61lias\x18\x01 \x01(\x0b\x32\x11.lambent.v1.Alias\"C\n\x19ReservedConcurrencyRecord\x12&\n\x1ereserved_concurrent_executions\x18\x01 \x01(\r\"B\n\x18\x41\x63\x63ountReservationRecord\x12&\n\x1ereserved_concurrent_executions\x18\x01 \x01(\r\"\xe5\x02\n\nNodeRecord\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x36\n\x08\x63\x61pacity\x18\x03 \x03(\x0b\x32$.lambent.v1.NodeRecord.CapacityEntry\x12\x32\n\x06labels\x18\x04 \x03(\x0b\x32\".lambent.v1.NodeRecord.LabelsEntry\x12\x10\n\x08runtimes\x18\x05 \x03(\t\x12\x15\n\ragent_version\x18\x06 \x01(\t\x12.\n\nstart_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x64raining\x18\x08 \x01(\x08\x1a/\n\rCapacityEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x97\x01\n\x10NodeHealthRecord\x12<\n\x08reserved\x18\x01 \x03(\x0b\x32*.lambent.v1.NodeHealthRecord.ReservedEntry\x12\x14\n\x0c\x65nvironments\x18\x02 \x01(\r\x1a/\n\rReservedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\x88\x01\n\x0fSchedulerRecord\x12\x14\n\x0cscheduler_id\x18\x01 \x01(\t\x12\x14\n\x0cgrpc_address\x18\x02 \x01(\t\x12\x19\n\x11scheduler_version\x18\x03 \x01(\t\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\'\n\x0fPartitionRecord\x12\x14\n\x0cscheduler_id\x18\x01 \x01(\t\"y\n\x13\x46unctionConcurrency\x12\x0f\n\x07\x61\x63\x63ount\x18\x01 \x01(\t\x12\x15\n\rfunction_name\x18\x02 \x01(\t\x12\x11\n\tin_flight\x18\x03 \x01(\r\x12\x14\n\x0c\x65nvironments\x18\x04 \x01(\r\x12\x11\n\tthrottles\x18\x05 \x01(\x04\"e\n\x1aPartitionConcurrencyRecord\x12\x32\n\tfunctions\x18\x01 \x03(\x0b\x32\x1f.lambent.v1.FunctionConcurrency\x12\x13\n\x0bowner_epoch\x18\x02 \x01(\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,29 +42,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FUNCTIONRECORD']._serialized_start=100
   _globals['_FUNCTIONRECORD']._serialized_end=272
   _globals['_VERSIONRECORD']._serialized_start=274
-  _globals['_VERSIONRECORD']._serialized_end=329
-  _globals['_ALIASRECORD']._serialized_start=331
-  _globals['_ALIASRECORD']._serialized_end=378
-  _globals['_RESERVEDCONCURRENCYRECORD']._serialized_start=380
-  _globals['_RESERVEDCONCURRENCYRECORD']._serialized_end=447
-  _globals['_ACCOUNTRESERVATIONRECORD']._serialized_start=449
-  _globals['_ACCOUNTRESERVATIONRECORD']._serialized_end=515
-  _globals['_NODERECORD']._serialized_start=518
-  _globals['_NODERECORD']._serialized_end=875
-  _globals['_NODERECORD_CAPACITYENTRY']._serialized_start=781
-  _globals['_NODERECORD_CAPACITYENTRY']._serialized_end=828
-  _globals['_NODERECORD_LABELSENTRY']._serialized_start=830
-  _globals['_NODERECORD_LABELSENTRY']._serialized_end=875
-  _globals['_NODEHEALTHRECORD']._serialized_start=878
-  _globals['_NODEHEALTHRECORD']._serialized_end=1029
-  _globals['_NODEHEALTHRECORD_RESERVEDENTRY']._serialized_start=982
-  _globals['_NODEHEALTHRECORD_RESERVEDENTRY']._serialized_end=1029
-  _globals['_SCHEDULERRECORD']._serialized_start=1032
-  _globals['_SCHEDULERRECORD']._serialized_end=1168
-  _globals['_PARTITIONRECORD']._serialized_start=1170
-  _globals['_PARTITIONRECORD']._serialized_end=1209
-  _globals['_FUNCTIONCONCURRENCY']._serialized_start=1211
-  _globals['_FUNCTIONCONCURRENCY']._serialized_end=1332
-  _globals['_PARTITIONCONCURRENCYRECORD']._serialized_start=1334
-  _globals['_PARTITIONCONCURRENCYRECORD']._serialized_end=1435
+  _globals['_VERSIONRECORD']._serialized_end=348
+  _globals['_ALIASRECORD']._serialized_start=350
+  _globals['_ALIASRECORD']._serialized_end=397
+  _globals['_RESERVEDCONCURRENCYRECORD']._serialized_start=399
+  _globals['_RESERVEDCONCURRENCYRECORD']._serialized_end=466
+  _globals['_ACCOUNTRESERVATIONRECORD']._serialized_start=468
+  _globals['_ACCOUNTRESERVATIONRECORD']._serialized_end=534
+  _globals['_NODERECORD']._serialized_start=537
+  _globals['_NODERECORD']._serialized_end=894
+  _globals['_NODERECORD_CAPACITYENTRY']._serialized_start=800
+  _globals['_NODERECORD_CAPACITYENTRY']._serialized_end=847
+  _globals['_NODERECORD_LABELSENTRY']._serialized_start=849
+  _globals['_NODERECORD_LABELSENTRY']._serialized_end=894
+  _globals['_NODEHEALTHRECORD']._serialized_start=897
+  _globals['_NODEHEALTHRECORD']._serialized_end=1048
+  _globals['_NODEHEALTHRECORD_RESERVEDENTRY']._serialized_start=1001
+  _globals['_NODEHEALTHRECORD_RESERVEDENTRY']._serialized_end=1048
+  _globals['_SCHEDULERRECORD']._serialized_start=1051
+  _globals['_SCHEDULERRECORD']._serialized_end=1187
+  _globals['_PARTITIONRECORD']._serialized_start=1189
+  _globals['_PARTITIONRECORD']._serialized_end=1228
+  _globals['_FUNCTIONCONCURRENCY']._serialized_start=1230
+  _globals['_FUNCTIONCONCURRENCY']._serialized_end=1351
+  _globals['_PARTITIONCONCURRENCYRECORD']._serialized_start=1353
+  _globals['_PARTITIONCONCURRENCYRECORD']._serialized_end=1454
 # @@protoc_insertion_point(module_scope)

@@ -70,6 +70,9 @@ class VersionRecord(message.Message):
     DESCRIPTOR: descriptor.Descriptor
 
     FUNCTION_FIELD_NUMBER: builtins.int
+    PREPARING_FIELD_NUMBER: builtins.int
+    preparing: builtins.bool
+    """True while a PENDING version waits for nothing but its first environment, which SnapStart has initialised now."""
     @builtins.property
     def function(self) -> function_pb2.Function:
         """The frozen version."""
@@ -78,10 +81,11 @@ class VersionRecord(message.Message):
         self,
         *,
         function: function_pb2.Function | None = ...,
+        preparing: builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["function", b"function"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["function", b"function"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["function", b"function", "preparing", b"preparing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
