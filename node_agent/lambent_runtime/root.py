@@ -26,6 +26,9 @@ DEVICE_LINKS = {
     "stderr": "/proc/self/fd/2",
 }
 
+PROVIDED = ("snapshot_restore_py.py",)
+"""Modules that AWS's runtimes have in `/var/runtime`, for functions to import."""
+
 EMPTY_DIRECTORIES = ("proc", "var/task", "var/empty", "var/tmp", "tmp", "opt", "run")
 """Mount points of the sandbox recipe and places that programs expect to exist."""
 
@@ -69,6 +72,8 @@ def enter(base: str, package: str, prefixes: list[str]) -> None:
     for prefix in prefixes:
         _bind_tree(prefix, base + prefix)
     _bind_tree(package, f"{base}/var/runtime/lambent_runtime")
+    for name in PROVIDED:
+        os.symlink(f"lambent_runtime/provided/{name}", f"{base}/var/runtime/{name}")
     for name in EMPTY_DIRECTORIES:
         os.makedirs(f"{base}/{name}", exist_ok=True)
     _make_etc(f"{base}/etc")
