@@ -108,7 +108,8 @@ class Node:
             if environment.state.announced and environment.state.phase is not Phase.SHUTDOWN:
                 orphan.offered_to = attachment
                 order = _without_variables(environment.order)
-                held.append(node_pb2.HeldEnvironment(start=order, busy=environment.serving))
+                unused = not environment.state.invocations
+                held.append(node_pb2.HeldEnvironment(start=order, busy=environment.serving, unused=unused))
         welcome = node_pb2.Welcome(node_id=self.node_id, status=self.status(), environments=held)
         attachment.send(node_pb2.NodeEvent(welcome=welcome))
         log.info("scheduler_attached", scheduler_id=attachment.scheduler_id, environments=len(held))

@@ -20,7 +20,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import handler as handlers
-from . import linux, log_format, messages
+from . import linux, log_format, messages, snapshot_hooks
 from .channel import (
     HEADER,
     MAX_CHUNK_BYTES,
@@ -110,21 +110,39 @@ def _serve(message: dict[str, object], descriptors: list[int]) -> None:
     _redirect_output(log_fd)
     _configure(name, environment)
     channel = BlockingChannel(socket.SocketType(fileno=channel_fd))
+    snap_start = environment.get("AWS_LAMBDA_INITIALIZATION_TYPE") == snapshot_hooks.SNAP_START
     began_ns = time.monotonic_ns()
     try:
         function = handlers.load_handler(name)
+        if snap_start:
+            snapshot_hooks.run_before_snapshot()
     except Exception as error:  # noqa: BLE001 - importing a module runs the function's code, which may raise anything
         _refuse(channel, error)
     _flush()
     try:
         channel.send(Kind.READY, encode_ready((time.monotonic_ns() - began_ns) // 1000))
+        if snap_start and not _restore(channel):
+            return
         Server(channel, function, _current).serve()
     except (OSError, ProtocolError):
         sys.exit(EXIT_CHANNEL_LOST)
 
 
+def _restore(channel: BlockingChannel) -> bool:
+    """Wait until the first call has come, and run the hooks that stand before it; False when none will come."""
+    if not channel.receive_restore():
+        return False
+    try:
+        snapshot_hooks.run_after_restore()
+    except Exception as error:  # noqa: BLE001 - as above
+        _refuse(channel, error)
+    _flush()
+    channel.send(Kind.RESTORED)
+    return True
+
+
 def _refuse(channel: BlockingChannel, error: Exception) -> NoReturn:
-    """Report that init failed, and exit."""
+    """Report that init, or the restore, failed, and exit."""
     report = ErrorReport.of(error)
     _write_log(report.to_log_line())
     _flush()

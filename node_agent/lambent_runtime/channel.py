@@ -29,10 +29,12 @@ class Kind(enum.IntEnum):
 
     INVOKE = 1
     """Agent to runtime: `encode_invoke`'s body."""
+    RESTORE = 2
+    """Agent to runtime, with SnapStart, once before the first INVOKE: run the hooks after the restore; empty body."""
     READY = 10
     """Init is done; `encode_ready`'s body."""
     INIT_ERROR = 11
-    """Init failed; error JSON. The process exits with status 1 next."""
+    """Init, or a hook after the restore, failed; error JSON. The process exits with status 1 next."""
     RESULT = 12
     """The handler's answer as JSON, or the joined bytes of a generator handler that was not invoked for streaming."""
     ERROR = 13
@@ -45,6 +47,8 @@ class Kind(enum.IntEnum):
     """The handler failed while it streamed; error JSON."""
     TOO_LARGE = 17
     """In place of RESULT: the answer is over `MAX_RESULT_BYTES`; empty body."""
+    RESTORED = 18
+    """The hooks after the restore have run; empty body."""
 
 
 MAX_EVENT_BYTES = 6_291_456
@@ -67,6 +71,8 @@ HEADER = struct.Struct(f">IB{KEY_BYTES}s")
 _HEADER_LENGTH = struct.Struct(">H")
 _LOAD = struct.Struct(">I")
 
+RESTORE_FRAME = HEADER.pack(0, Kind.RESTORE, NO_KEY)
+
 FROM_RUNTIME: Mapping[int, int] = {
     Kind.READY: _LOAD.size,
     Kind.INIT_ERROR: MAX_ERROR_BYTES,
@@ -76,6 +82,7 @@ FROM_RUNTIME: Mapping[int, int] = {
     Kind.STREAM_END: 0,
     Kind.STREAM_ERROR: MAX_ERROR_BYTES,
     Kind.TOO_LARGE: 0,
+    Kind.RESTORED: 0,
 }
 """Largest body by kind, of frames that the agent accepts."""
 FROM_AGENT: Mapping[int, int] = {Kind.INVOKE: _HEADER_LENGTH.size + MAX_INVOKE_HEADER_BYTES + MAX_EVENT_BYTES}
@@ -266,6 +273,23 @@ class BlockingChannel:
             invocation = decode_invoke(self._fill(first[HEADER.size :], length), key)
         self._key = key
         return invocation
+
+    def receive_restore(self) -> bool:
+        """Wait for RESTORE; False when the agent has closed the channel.
+
+        Raises:
+            OSError: The channel is gone.
+            ProtocolError: The agent sent something else.
+        """
+        first = self._connection.recv(HEADER.size)
+        if not first:
+            return False
+        while len(first) < HEADER.size:
+            first += self._more(HEADER.size - len(first))
+        length, kind, _key = HEADER.unpack(first)
+        if kind != Kind.RESTORE or length:
+            raise ProtocolError(f"frame of kind {kind} and {length} bytes instead of RESTORE", kind, length)
+        return True
 
     def _fill(self, start: bytes, length: int) -> bytearray:
         body = bytearray(length)

@@ -8,6 +8,8 @@ from typing import Any
 
 from .faults import FaultError
 
+SNAP_START = "snap-start"
+"""AWS_LAMBDA_INITIALIZATION_TYPE of an environment that is initialised before a call comes for it."""
 MODULE = "snapshot_restore_py"
 
 

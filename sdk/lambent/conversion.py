@@ -63,6 +63,7 @@ def invoke_result(payload: bytes, report: frame_pb2.InvocationReport) -> InvokeR
         environment_id=report.environment_id,
         log_tail=report.log_tail,
         cold_start_phases=_cold_start_phases(report),
+        restore_duration_ms=report.restore_duration_us / 1000,
     )
 
 

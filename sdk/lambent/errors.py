@@ -228,6 +228,13 @@ class DeadlineExceededError(ServiceError):
     aws_name = "DeadlineExceededException"
 
 
+class SnapStartTimeoutError(ServiceError):
+    """The hooks that stand before the first invocation of an environment with SnapStart took too long."""
+
+    status = grpc.StatusCode.DEADLINE_EXCEEDED
+    aws_name = "SnapStartTimeoutException"
+
+
 class CancelledError(ServiceError):
     """The caller cancelled the call."""
 

@@ -75,6 +75,7 @@ class InvokeResult:
         log_tail: The last 4 KiB of this invocation's log when `log_tail=True` was given.
         cold_start_phases: Where the time of a cold start went; None of a warm one, and where the environment had been
             made for a scheduler that is gone.
+        restore_duration_ms: With SnapStart, what the hooks before the first invocation took; 0 otherwise.
     """
 
     payload: bytes
@@ -91,6 +92,7 @@ class InvokeResult:
     environment_id: str
     log_tail: bytes
     cold_start_phases: ColdStartPhases | None = None
+    restore_duration_ms: float = 0.0
 
     def json(self) -> Any:
         """Give the payload as Python values; None when it is empty.

@@ -17,6 +17,7 @@ from lambent_node_agent.environment.model import (
     INIT_TIMEOUT_S,
     KILL_TIMEOUT_S,
     MOVES,
+    RESTORE_TIMEOUT_S,
     Action,
     Answer,
     Cancelled,
@@ -24,6 +25,7 @@ from lambent_node_agent.environment.model import (
     Environment,
     Event,
     Facts,
+    Figures,
     Finished,
     Freeze,
     Invocation,
@@ -41,9 +43,12 @@ from lambent_node_agent.environment.model import (
     RuntimeFailure,
     RuntimeKilled,
     RuntimeReady,
+    RuntimeRestored,
+    RuntimeState,
     SandboxLost,
     SandboxReady,
     SendInvoke,
+    SendRestore,
     StartRuntime,
     Stop,
     Thaw,
@@ -245,7 +250,7 @@ def test_failed_init_is_run_again_inside_the_invocation() -> None:
     failure = RuntimeFailed(failures.init_failure(payload), 20)
     env, actions = run((0, SandboxReady()), (0.1, failure), (0.11, RuntimeKilled(20)))
     assert env.phase is Phase.IDLE
-    assert actions[-1] == ReportReady(0, 110_000)
+    assert actions[-1] == ReportReady(0, 110_000, "Runtime.ImportModuleError: no module")
     env, more = run((1, Open(Invocation("id-1", 3))), (1.2, failure), (1.3, RuntimeKilled(20)), env=env)
     assert [line.split("\t")[:3] for line in lines(actions + more)[:3]] == [
         ["INIT_START"],
@@ -264,7 +269,7 @@ def test_init_over_ten_seconds_is_a_timeout_of_the_init_phase() -> None:
     """The next invocation gets the function's whole timeout for the second try."""
     _, actions = run((0, SandboxReady()), (10.00733, Tick(WALL)), (10.1, RuntimeKilled(20)))
     assert lines(actions)[-1] == "INIT_REPORT Init Duration: 10007.33 ms\tPhase: init\tStatus: timeout"
-    assert actions[-1] == ReportReady(0, 10_100_000)
+    assert actions[-1] == ReportReady(0, 10_100_000, "the init took longer than 10 s")
 
 
 def test_open_during_a_reset_waits_for_the_new_runtime() -> None:
@@ -558,3 +563,68 @@ def test_no_invocation_outlives_its_timeout_and_the_kill(seed: int) -> None:
     for request_id, at in answered.items():
         assert at - world.opened_at[request_id] <= 3.0 + KILL_TIMEOUT_S
     assert INIT_TIMEOUT_S == 10.0
+
+
+# SnapStart
+
+
+def snap_started() -> Environment:
+    """An environment with SnapStart that nobody has called yet."""
+    facts = Facts("1", 128, "INIT_START", snap_start=True, init_timeout_s=130, restore_start_line="RESTORE_START")
+    env, actions = run((0, SandboxReady()), (100, RuntimeReady()), env=Environment(facts))
+    assert actions[-1] == ReportReady(100_000_000, 0)
+    return env
+
+
+def test_hooks_run_before_the_first_invocation_alone() -> None:
+    """Their time is reported as AWS does, and the handler has all of the function's timeout after it."""
+    env, actions = run((200, Open(Invocation("id-1", 3))), (202, RuntimeRestored()), env=snap_started())
+    assert actions[1:] == [
+        WriteLog("RESTORE_START"),
+        SendRestore(),
+        WriteLog("RESTORE_REPORT Restore Duration: 2000.00 ms"),
+        WriteLog("START RequestId: id-1 Version: 1"),
+        SendInvoke(),
+    ]
+    assert env.deadline == 205
+    env, actions = run((204, Finished(Outcome(b"1"), 7)), (205, Open(Invocation("id-2", 3))), env=env)
+    (answer,) = answers(actions)
+    assert answer.figures == Figures(2_000_000, 4_000, 0, 7, cold_start=True, restore_duration_us=2_000_000)
+    assert lines(actions)[1].endswith("\tRestore Duration: 2000.00 ms\tBilled Restore Duration: 2000 ms\t")
+    assert actions[-1] == SendInvoke()
+
+
+def test_a_caller_who_is_in_a_hurry_waits_for_no_hook() -> None:
+    """Its time runs on while they run; the function's own does not."""
+    env, _ = run((200, Open(Invocation("id-1", 3, callers_limit=True))), env=snap_started())
+    assert env.deadline == 203
+    env, actions = run((203, Tick(WALL)), (203.1, RuntimeKilled(7)), env=env)
+    (answer,) = answers(actions)
+    assert answer.outcome.service_reason == "DeadlineExceededException"
+
+
+def test_hooks_that_take_too_long_are_ended() -> None:
+    """After ten seconds, with AWS's error; the invocation was not dispatched."""
+    env, _ = run((200, Open(Invocation("id-1", 300))), env=snap_started())
+    assert env.deadline == 200 + RESTORE_TIMEOUT_S
+    env, actions = run((210, Tick(WALL)), (210.1, RuntimeKilled(7)), env=env)
+    (answer,) = answers(actions)
+    assert (answer.outcome.service_reason, answer.outcome.dispatched) == ("SnapStartTimeoutException", False)
+    assert "RESTORE_REPORT Restore Duration: 10000.00 ms\tStatus: timeout" in lines(actions)
+    assert actions[-1] == StartRuntime()
+
+
+def test_a_new_runtime_is_restored_again() -> None:
+    """It has run its own init, and its own hooks before the snapshot."""
+    env, _ = run((200, Open(Invocation("id-1", 3))), (201, RuntimeRestored()), env=snap_started())
+    failed = RuntimeFailed(EXIT_3, 7)
+    env, _ = run((202, failed), (202.1, RuntimeKilled(7)), (203, RuntimeReady()), env=env)
+    _, actions = run((204, Open(Invocation("id-2", 3))), env=env)
+    assert actions[-1] == SendRestore()
+
+
+def test_a_forged_restored_ends_the_runtime() -> None:
+    """What nobody asked for is a violation, as with any other answer."""
+    env, actions = run((200, RuntimeRestored()), env=snap_started())
+    assert env.runtime is RuntimeState.DYING
+    assert actions == [KillRuntime()]

@@ -12,6 +12,8 @@ OUT_OF_MEMORY: Final = "Runtime.OutOfMemory"
 RESPONSE_TOO_LARGE: Final = "Function.ResponseSizeTooLarge"
 TIMED_OUT: Final = "Sandbox.Timedout"
 
+_LONGEST_INIT_ERROR: Final = 1024
+
 # AWS Lambda: 200 MB for a streamed response.
 MAX_STREAMED_BYTES: Final = 200 * 1024 * 1024
 
@@ -59,16 +61,27 @@ def init_failure(error_json: bytes) -> RuntimeFailure:
     return RuntimeFailure(_error_type(error_json), "", error_json)
 
 
+def init_error(failure: RuntimeFailure, init_timeout_s: float) -> str:
+    """Describe, in a sentence for a person, why an init failed; without a type it took too long."""
+    if not failure.error_type:
+        return f"the init took longer than {init_timeout_s:g} s"
+    message = failure.message or _field(failure.error_json, "errorMessage", _LONGEST_INIT_ERROR)
+    return f"{failure.error_type}: {message}" if message else failure.error_type
+
+
 def _error_type(error_json: bytes) -> str:
+    return _field(error_json, "errorType", 256) or "Runtime.Unknown"
+
+
+def _field(error_json: bytes, name: str, longest: int) -> str:
+    """Give a field of an error document; empty when there is none of at most so many characters on one line."""
     try:
         document = json.loads(error_json)
     except (ValueError, RecursionError):
-        return "Runtime.Unknown"
-    error_type = document.get("errorType") if isinstance(document, dict) else None
+        return ""
+    value = document.get(name) if isinstance(document, dict) else None
     # It goes into a log line, where a tab or a newline would forge a field.
-    if isinstance(error_type, str) and 0 < len(error_type) <= 256 and error_type.isprintable():
-        return error_type
-    return "Runtime.Unknown"
+    return value if isinstance(value, str) and len(value) <= longest and value.isprintable() else ""
 
 
 def failure_json(request_id: str, failure: RuntimeFailure) -> bytes:

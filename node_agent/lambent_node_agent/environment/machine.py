@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Final
 
-from lambent.errors import CancelledError, DeadlineExceededError, UnavailableError
+from lambent.errors import CancelledError, DeadlineExceededError, SnapStartTimeoutError, UnavailableError
 from lambent_node_agent.environment import failures
 from lambent_node_agent.environment.model import (
-    INIT_TIMEOUT_S,
     KILL_TIMEOUT_S,
     MAX_FAILED_INITS,
     MOVES,
     REPLACE_TIMEOUT_S,
+    RESTORE_TIMEOUT_S,
     Action,
     Answer,
     Cancelled,
@@ -40,10 +40,12 @@ from lambent_node_agent.environment.model import (
     RuntimeFailure,
     RuntimeKilled,
     RuntimeReady,
+    RuntimeRestored,
     RuntimeState,
     SandboxLost,
     SandboxReady,
     SendInvoke,
+    SendRestore,
     StartRuntime,
     Stop,
     Thaw,
@@ -85,11 +87,13 @@ def _move(env: Environment, phase: Phase, **changes: object) -> Environment:
 def _sandbox_ready(env: Environment, _: SandboxReady, now: float) -> Step:
     if env.phase is not Phase.STARTING:
         return env, []
-    return _start_runtime(_move(env, Phase.INIT), now + INIT_TIMEOUT_S, now, [WriteLog(env.facts.init_start_line)])
+    deadline = now + env.facts.init_timeout_s
+    return _start_runtime(_move(env, Phase.INIT), deadline, now, [WriteLog(env.facts.init_start_line)])
 
 
 def _start_runtime(env: Environment, deadline: float, now: float, before: list[Action]) -> Step:
-    env = env._replace(runtime=RuntimeState.INITIALISING, init_started=now, deadline=deadline)
+    restored = not env.facts.snap_start
+    env = env._replace(runtime=RuntimeState.INITIALISING, init_started=now, deadline=deadline, restored=restored)
     return env, [*before, StartRuntime()]
 
 
@@ -98,7 +102,7 @@ def _runtime_ready(env: Environment, event: RuntimeReady, now: float) -> Step:
         return _runtime_failed(env, RuntimeFailed(failures.violation_failure("a second READY"), 0), now)
     env = env._replace(proven=True, failed_inits=0)
     if env.phase is Phase.INVOKE:
-        return _dispatch(env, [])
+        return _dispatch(env, [], now)
     if env.phase is Phase.RESET:
         return _move(env, Phase.IDLE, runtime=RuntimeState.READY, deadline=math.inf, idle_since=now), []
     init_duration_us = max(1, _microseconds(now - env.init_started))
@@ -133,13 +137,14 @@ def _open(env: Environment, event: Open, now: float) -> Step:
         cold=not env.invocations,
         invocations=env.invocations + 1,
         start_logged=False,
+        restore_duration_us=0,
     )
     if env.runtime is RuntimeState.DYING:
         return env, before  # a runtime follows when it is gone
     if not env.cpu_limited:
         env = _limit_cpu(env, before)
     if env.runtime is RuntimeState.READY:
-        return _dispatch(env, before)
+        return _dispatch(env, before, now)
     if env.runtime is RuntimeState.ABSENT:
         return _start_runtime(env, deadline, now, before)
     return env, before  # a runtime is on its way
@@ -150,11 +155,33 @@ def _limit_cpu(env: Environment, actions: list[Action]) -> Environment:
     return env._replace(cpu_limited=True)
 
 
-def _dispatch(env: Environment, actions: list[Action]) -> Step:
+def _dispatch(env: Environment, actions: list[Action], now: float) -> Step:
     assert env.invocation is not None
+    if not env.restored:
+        return _restore(env, actions, now)
     actions.append(WriteLog(platform_lines.start(env.invocation.request_id, env.facts.version)))
     actions.append(SendInvoke())
     return env._replace(runtime=RuntimeState.READY, start_logged=True), actions
+
+
+def _restore(env: Environment, actions: list[Action], now: float) -> Step:
+    actions += (WriteLog(env.facts.restore_start_line), SendRestore())
+    deadline = now + RESTORE_TIMEOUT_S
+    if _has_callers_limit(env):
+        deadline = min(deadline, env.deadline)
+    return env._replace(runtime=RuntimeState.RESTORING, restore_started=now, deadline=deadline), actions
+
+
+def _runtime_restored(env: Environment, _: RuntimeRestored, now: float) -> Step:
+    if env.runtime is not RuntimeState.RESTORING:
+        failure = failures.violation_failure("RESTORED that nobody asked for")
+        return _runtime_failed(env, RuntimeFailed(failure, 0), now)
+    duration_us = max(1, _microseconds(now - env.restore_started))
+    env = env._replace(restored=True, restore_duration_us=duration_us)
+    # The handler has all of the function's timeout, and what is left of its caller's.
+    started = env.started if _has_callers_limit(env) else now
+    env = env._replace(started=started, deadline=started + _timeout_s(env))
+    return _dispatch(env, [WriteLog(platform_lines.restore_report(duration_us))], now)
 
 
 def _finished(env: Environment, event: Finished, now: float) -> Step:
@@ -203,6 +230,7 @@ def _conclude(env: Environment, outcome: Outcome, duration_s: float, max_memory_
         memory_mib=env.facts.memory_mib,
         max_memory_used_mib=max_memory_used_mib,
         init_duration_us=figures.init_duration_us,
+        restore_duration_us=figures.restore_duration_us,
         status=status,
     )
     actions += (WriteLog(platform_lines.end(request_id)), WriteLog(report))
@@ -219,9 +247,11 @@ def _figures(env: Environment, outcome: Outcome, duration_s: float, max_memory_u
         assert env.invocation is not None
         duration_s = env.invocation.timeout_s  # AWS reports the limit, not when it noticed
     duration_us = _microseconds(duration_s)
-    init_duration_us = env.init_duration_us if env.cold else 0
-    billed_duration_ms = max(1, -(-(duration_us + init_duration_us) // 1000))
-    return Figures(duration_us, billed_duration_ms, init_duration_us, max_memory_used_mib, env.cold)
+    # With SnapStart the init is nobody's, and the restore is the invocation's before which it stands.
+    init_duration_us = env.init_duration_us if env.cold and not env.facts.snap_start else 0
+    restore_us = env.restore_duration_us
+    billed_duration_ms = max(1, -(-(duration_us + init_duration_us + restore_us) // 1000))
+    return Figures(duration_us, billed_duration_ms, init_duration_us, max_memory_used_mib, env.cold, restore_us)
 
 
 # The runtime's end
@@ -262,6 +292,8 @@ def _tick(env: Environment, event: Tick, now: float) -> Step:
 def _time_out(env: Environment, event: Tick, now: float) -> Step:
     assert env.invocation is not None
     request_id, timeout_s, callers_limit = env.invocation
+    if env.runtime is RuntimeState.RESTORING and now < env.started + timeout_s:
+        return _restore_timed_out(env, request_id, now)
     error_line = platform_lines.timed_out(event.wall_time, request_id, timeout_s)
     if callers_limit:
         outcome = Outcome(
@@ -277,6 +309,17 @@ def _time_out(env: Environment, event: Tick, now: float) -> Step:
     initialising = env.runtime is RuntimeState.INITIALISING
     failed_init = _TIMED_OUT_INIT if initialising else None
     return _reset(env, now, outcome=outcome, failed_init=failed_init, restart=not initialising)
+
+
+def _restore_timed_out(env: Environment, request_id: str, now: float) -> Step:
+    duration_us = _microseconds(now - env.restore_started)
+    outcome = Outcome(
+        service_reason=SnapStartTimeoutError.aws_name,
+        service_message=f"The hooks before the invocation {request_id} took longer than {RESTORE_TIMEOUT_S:g} seconds.",
+        error_type="Sandbox.Timedout",
+        error_line=platform_lines.restore_report(duration_us, status="Status: timeout"),
+    )
+    return _reset(env, now, outcome=outcome, restart=True)
 
 
 def _reset(
@@ -314,7 +357,9 @@ def _runtime_killed(env: Environment, event: RuntimeKilled, now: float) -> Step:
     if env.runtime is not RuntimeState.DYING:
         return env, []
     actions: list[Action] = []
+    init_error = ""
     if env.failed_init is not None:
+        init_error = failures.init_error(env.failed_init, env.facts.init_timeout_s)
         phase = "init" if env.invocation is None else "invoke"
         duration_us = _microseconds(env.ended - env.init_started)
         line = platform_lines.init_report(duration_us, phase, error_type=env.failed_init.error_type)
@@ -330,15 +375,20 @@ def _runtime_killed(env: Environment, event: RuntimeKilled, now: float) -> Step:
     if env.stop_reason:
         return _shut_down(env, env.stop_reason, "", actions)
     if env.restart:
-        return _start_runtime(env._replace(restart=False), now + INIT_TIMEOUT_S, now, actions)
+        return _start_runtime(env._replace(restart=False), now + env.facts.init_timeout_s, now, actions)
     if not env.announced:
-        actions.append(ReportReady(0, _microseconds(now - env.init_started)))
+        actions.append(ReportReady(0, _microseconds(now - env.init_started), init_error))
     return _move(env, Phase.IDLE, announced=True, idle_since=now), actions
 
 
 def _timeout_s(env: Environment) -> float:
     assert env.invocation is not None
     return env.invocation.timeout_s
+
+
+def _has_callers_limit(env: Environment) -> bool:
+    assert env.invocation is not None
+    return env.invocation.callers_limit
 
 
 # Between invocations
@@ -393,6 +443,7 @@ _STEPS: Final[dict[type, Callable[[Environment, Any, float], Step]]] = {
     SandboxReady: _sandbox_ready,
     SandboxLost: _sandbox_lost,
     RuntimeReady: _runtime_ready,
+    RuntimeRestored: _runtime_restored,
     RuntimeFailed: _runtime_failed,
     RuntimeKilled: _runtime_killed,
     Open: _open,

@@ -42,6 +42,9 @@ MOVES: Final[dict[Phase, frozenset[Phase]]] = {
 }
 
 INIT_TIMEOUT_S: Final = 10.0  # AWS Lambda: the init phase is limited to 10 seconds
+# AWS Lambda with SnapStart: 130 s for init, or the function's timeout where that is longer; 10 s for the restore.
+SNAP_START_INIT_TIMEOUT_S: Final = 130.0
+RESTORE_TIMEOUT_S: Final = 10.0
 # The sandbox itself gives up after 5 s; this is for a sandbox that does not even say so.
 KILL_TIMEOUT_S: Final = 8.0
 # Closing a sandbox and making another one take some 20 ms; 15 s are what both may take on a machine that is far behind.
@@ -56,6 +59,8 @@ class RuntimeState(enum.Enum):
     ABSENT = "absent"
     INITIALISING = "initialising"
     READY = "ready"
+    RESTORING = "restoring"
+    """With SnapStart: it runs the hooks that stand before its first invocation."""
     DYING = "dying"
 
 
@@ -107,6 +112,7 @@ class Figures(NamedTuple):
     init_duration_us: int
     max_memory_used_mib: int
     cold_start: bool
+    restore_duration_us: int = 0
 
 
 class Lifetime(NamedTuple):
@@ -127,6 +133,10 @@ class Facts(NamedTuple):
     """After so many it is spent."""
     spent_at: float = math.inf
     """Monotonic time from which on it is spent."""
+    snap_start: bool = False
+    """True when it is initialised ahead: its runtimes are restored before their first invocation."""
+    init_timeout_s: float = INIT_TIMEOUT_S
+    restore_start_line: str = ""
 
 
 class Environment(NamedTuple):
@@ -142,6 +152,11 @@ class Environment(NamedTuple):
     """Of the first init when it succeeded; what a cold start reports."""
     invocations: int = 0
     """Taken so far, the present one included."""
+    restored: bool = False
+    """True when its runtime has run the hooks that stand before its first invocation, or has none."""
+    restore_started: float = 0.0
+    restore_duration_us: int = 0
+    """Of the restore before the present invocation; 0 when there was none."""
     idle_since: float = 0.0
     """When the last invocation ended, or the last runtime came or went without one."""
     announced: bool = False
@@ -197,6 +212,11 @@ class RuntimeReady:
     """The runtime has loaded the handler; its own word of what that took may be any number."""
 
     load_us: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeRestored:
+    """The runtime has run the hooks that stand before its first invocation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,6 +283,7 @@ Event = (
     SandboxReady
     | SandboxLost
     | RuntimeReady
+    | RuntimeRestored
     | RuntimeFailed
     | RuntimeKilled
     | Open
@@ -308,6 +329,11 @@ class Thaw:
 
 
 @dataclass(frozen=True, slots=True)
+class SendRestore:
+    """Have the runtime run the hooks that stand before its first invocation, then say RuntimeRestored."""
+
+
+@dataclass(frozen=True, slots=True)
 class SendInvoke:
     """Hand the invocation to the runtime."""
 
@@ -342,6 +368,8 @@ class ReportReady:
     """Until the runtime began to load the handler, and for its word that it has; 0 of an init that failed."""
     init_us: int
     """For loading the handler; of an init that failed, for all of it."""
+    init_error: str = ""
+    """Why the init failed, for a person; empty when it succeeded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,6 +392,7 @@ Action = (
     | LimitCpu
     | Freeze
     | Thaw
+    | SendRestore
     | SendInvoke
     | WriteLog
     | Answer

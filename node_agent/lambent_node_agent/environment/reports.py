@@ -29,6 +29,7 @@ def ready_event(environment_id: str, made_us: int, fetch_code_us: int, ready: Re
         sandbox_us=sandbox_us,
         runtime_us=ready.runtime_us,
         init_us=ready.init_us,
+        init_error=ready.init_error,
     )
 
 
@@ -52,6 +53,8 @@ def invocation_report(
     )
     if figures.cold_start and opening.HasField("cold_start_phases"):
         report.cold_start_phases.CopyFrom(opening.cold_start_phases)
+    if figures.restore_duration_us:
+        report.restore_duration_us = figures.restore_duration_us
     return report
 
 

@@ -23,16 +23,17 @@ from lambent.errors import (
 )
 from lambent.framing import MAX_RESPONSE_BYTES
 from lambent_node_agent.environment import failures, model
+from lambent_node_agent.environment.facts import facts_of
 from lambent_node_agent.environment.failures import MAX_STREAMED_BYTES
 from lambent_node_agent.environment.function_sandbox import FunctionSandbox
 from lambent_node_agent.environment.machine import step
 from lambent_node_agent.environment.reports import end_of, invocation_report, ready_event
 from lambent_node_agent.environment.runtime_link import RuntimeLink
-from lambent_node_agent.environment.variables import function_variables, region_of
+from lambent_node_agent.environment.variables import function_variables
 from lambent_node_agent.logs import platform_lines
 from lambent_node_agent.logs.environment_log import EnvironmentLog, wall_time
 from lambent_node_agent.sandbox import SandboxError
-from lambent_runtime.channel import Kind, decode_ready
+from lambent_runtime.channel import NO_KEY, RESTORE_FRAME, Kind, decode_ready
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -73,12 +74,7 @@ class EnvironmentShell:
         self._owner = owner
         self._log = environment_log
         self._timeout_s = start.timeout_us / 1e6
-        init_start = platform_lines.init_start(start.runtime, region_of(start.function_arn))
-        lifetime = owner.lifetime
-        facts = model.Facts(
-            start.version, start.memory_mib, init_start, lifetime.invocations, self.ordered_at + lifetime.age_s
-        )
-        self.state = model.Environment(facts)
+        self.state = model.Environment(facts_of(start, owner.lifetime, self.ordered_at))
         self._loop = asyncio.get_running_loop()
         self._sandbox = FunctionSandbox(start, owner.sandboxes, owner.code, self._sandbox_exited)
         self._link: RuntimeLink | None = None
@@ -254,6 +250,10 @@ class EnvironmentShell:
             return
         self._link.send(frame, self.call.key)
 
+    def _send_restore(self, _action: model.SendRestore) -> None:
+        assert self._link is not None
+        self._link.send([RESTORE_FRAME], NO_KEY)
+
     def _answer(self, action: model.Answer) -> None:
         call, self.call = self.call, None
         assert call is not None
@@ -314,6 +314,7 @@ class EnvironmentShell:
     # What does each action; a value takes the action that is its key.
     _acts: ClassVar[dict[type, Callable[[EnvironmentShell, Any], None]]] = {
         model.WriteLog: _write_log,
+        model.SendRestore: _send_restore,
         model.SendInvoke: _send_invoke,
         model.Answer: _answer,
         model.Refuse: _refuse,
@@ -418,6 +419,9 @@ class EnvironmentShell:
         if kind == Kind.READY:
             self._drain_log()
             self.feed(model.RuntimeReady(decode_ready(body)))
+        elif kind == Kind.RESTORED:
+            self._drain_log()
+            self.feed(model.RuntimeRestored())
         elif kind == Kind.INIT_ERROR:
             self.runtime_failed(failures.init_failure(body))
         elif kind == Kind.CHUNK:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
+from lambent_runtime.snapshot_hooks import SNAP_START
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -48,7 +50,7 @@ def function_variables(start: node_pb2.StartEnvironment, log_stream: str) -> dic
         "AWS_LAMBDA_FUNCTION_NAME": start.function_name,
         "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": str(start.memory_mib),
         "AWS_LAMBDA_FUNCTION_VERSION": start.version,
-        "AWS_LAMBDA_INITIALIZATION_TYPE": "on-demand",
+        "AWS_LAMBDA_INITIALIZATION_TYPE": SNAP_START if start.snap_start else "on-demand",
         "AWS_LAMBDA_LOG_GROUP_NAME": f"/aws/lambda/{start.function_name}",
         "AWS_LAMBDA_LOG_STREAM_NAME": log_stream,
         "LAMBDA_TASK_ROOT": "/var/task",

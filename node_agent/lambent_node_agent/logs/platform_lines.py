@@ -17,11 +17,25 @@ _RUNTIME_BUILD: Final = "v1"
 
 def init_start(runtime: str, region: str) -> str:
     """The line that opens an environment's log. `runtime` is for example "python3.11"."""
+    return f"INIT_START {_runtime_version(runtime, region)}"
+
+
+def restore_start(runtime: str, region: str) -> str:
+    """The line before the hooks that SnapStart runs before the first invocation."""
+    return f"RESTORE_START {_runtime_version(runtime, region)}"
+
+
+def restore_report(duration_us: int, *, status: str = "") -> str:
+    """The line after them. `status` is what stands at the end when they failed, or empty."""
+    return f"RESTORE_REPORT Restore Duration: {duration_us / 1000:.2f} ms" + (f"\t{status}" if status else "")
+
+
+def _runtime_version(runtime: str, region: str) -> str:
     language = runtime.rstrip("0123456789.")
     release = runtime[len(language) :]
     digest = hashlib.sha256(f"{runtime}.{_RUNTIME_BUILD}".encode()).hexdigest()
     return (
-        f"INIT_START Runtime Version: {language}:{release}.{_RUNTIME_BUILD}"
+        f"Runtime Version: {language}:{release}.{_RUNTIME_BUILD}"
         f"\tRuntime Version ARN: arn:aws:lambda:{region}::runtime:{digest}"
     )
 
@@ -50,6 +64,7 @@ def report(
     memory_mib: int,
     max_memory_used_mib: int,
     init_duration_us: int,
+    restore_duration_us: int,
     status: str,
 ) -> str:
     """The line with an invocation's figures. `status` is what stands at the end of a failed one, or empty."""
@@ -60,6 +75,9 @@ def report(
     )
     if init_duration_us:
         line += f"Init Duration: {init_duration_us / 1000:.2f} ms\t"
+    if restore_duration_us:
+        billed_ms = -(-restore_duration_us // 1000)
+        line += f"Restore Duration: {restore_duration_us / 1000:.2f} ms\tBilled Restore Duration: {billed_ms} ms\t"
     return line + status
 
 

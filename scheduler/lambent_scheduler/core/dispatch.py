@@ -231,7 +231,7 @@ class Dispatcher(CallBook):
         if environment is None:
             return
         environment.spent = True
-        if environment.phase is _IDLE:
+        if environment.phase in (_IDLE, Phase.PREPARED):
             self._scaler.stop(environment, "recycled")
 
     def stopped(self, environment_id: str, *, refused: bool, error: ServiceError | None, now: float) -> None:
