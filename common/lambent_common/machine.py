@@ -1,9 +1,10 @@
-"""What this process may use: memory and CPUs of the machine, or of its cgroup where that is less, and descriptors."""
+"""What this process may use: memory and CPUs of the machine, or of its cgroup where less, disk and descriptors."""
 
 from __future__ import annotations
 
 import os
 import resource
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,11 @@ MEBIBYTE = 1 << 20
 
 # What functions get when nothing is said; the rest is for etcd, nats-server, scheduler, agents and the machine's owner.
 DEFAULT_MEMORY_SHARE = 0.8
+
+# What functions' /tmp leaves of a disk: the bounds of etcd (4 GiB), of the logs (1 GiB) and of a node's code (5 GiB).
+KEPT_DISK_MIB = 10_240
+# A function's /tmp: AWS Lambda quotas.
+MINIMUM_DISK_MIB = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +44,20 @@ def available_memory(root: Path = Path("/")) -> int:
     `root` holds proc and sys.
     """
     return min([_memory_figure(root, "MemAvailable"), *_cgroup_memory_left(root)])
+
+
+def free_disk_mib(directory: Path) -> int:
+    """Room on the disk of a directory, which may not exist yet."""
+    there = next(parent for parent in (directory, *directory.parents) if parent.exists())
+    return shutil.disk_usage(there).free // MEBIBYTE
+
+
+def default_disk_mib(free_mib: int) -> int:
+    """What functions' /tmp may hold on a disk with so much free, when nobody says; `MINIMUM_DISK_MIB` at least.
+
+    All but `KEPT_DISK_MIB`, or half of a small disk. An eighth of that, and a little, is for the file system itself.
+    """
+    return max(max(free_mib - KEPT_DISK_MIB, free_mib // 2) * 7 // 8 - 256, MINIMUM_DISK_MIB)
 
 
 def raise_open_files_limit() -> None:

@@ -16,7 +16,8 @@ MEMORY_MIB_PER_CPU: Final = 1769
 # Machines have 2 to 8 GiB a core where AWS counts 1,769 MB, and most environments are idle: with 16 memory is the
 # usual bound.
 CPU_OVERCOMMIT: Final = 16
-# Most functions write nothing to /tmp; one that fills a disk that is overcommitted sees ENOSPC early.
+# Most functions write little to /tmp. What all of them write is bounded by the capacity itself: where they fill it,
+# each of them finds its /tmp full (EDQUOT) before its own size.
 DISK_OVERCOMMIT: Final = 10
 
 

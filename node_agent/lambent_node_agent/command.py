@@ -13,7 +13,14 @@ import uvloop
 from lambent.errors import LambentError
 from lambent_common.credentials import Credentials
 from lambent_common.logging import configure_logging
-from lambent_common.machine import DEFAULT_MEMORY_SHARE, raise_open_files_limit, read_machine
+from lambent_common.machine import (
+    DEFAULT_MEMORY_SHARE,
+    MINIMUM_DISK_MIB,
+    default_disk_mib,
+    free_disk_mib,
+    raise_open_files_limit,
+    read_machine,
+)
 from lambent_common.priority import prefer_daemon
 from lambent_node_agent.config import AgentConfig, parse_labels, parse_protections
 from lambent_node_agent.daemon import serve
@@ -42,7 +49,7 @@ from lambent_node_agent.sandbox import SandboxError, enter_private_mount_namespa
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("/var/lib/lambent/agent"),
     show_default=True,
-    help="Where code and mount points are kept.",
+    help="Where code, mount points and functions' /tmp are kept.",
 )
 @click.option("--id", "node_id", default=None, metavar="ID", help="Unique in the cluster.  [default: the host's name]")
 @click.option(
@@ -53,6 +60,13 @@ from lambent_node_agent.sandbox import SandboxError, enter_private_mount_namespa
     help="Memory for functions, in MiB.  [default: 80 % of what the machine or its cgroup has]",
 )
 @click.option("--cpus", type=click.FloatRange(min=0.001), metavar="N", help="CPUs for functions.  [default: all]")
+@click.option(
+    "--disk",
+    "disk_mib",
+    type=click.IntRange(min=MINIMUM_DISK_MIB),
+    metavar="MIB",
+    help="Disk for functions' /tmp, in MiB.  [default: what is free in --state-dir but 10 GiB, or half of less]",
+)
 @click.option("--label", "labels", multiple=True, metavar="K=V", help="A label of the node; may be repeated.")
 @click.option(
     "--owner",
@@ -80,7 +94,7 @@ from lambent_node_agent.sandbox import SandboxError, enter_private_mount_namespa
     "--allow-missing",
     default="",
     metavar="NAME[,NAME]",
-    help="Protections (memory, pids, seccomp) that functions may run without where the machine lacks them.",
+    help="Protections (memory, pids, seccomp, disk) that functions may run without where the machine lacks them.",
 )
 @click.option(
     "--recycle-after-invocations",
@@ -108,6 +122,7 @@ def agent(  # noqa: PLR0917 - one parameter per option
     node_id: str | None,
     memory_mib: int | None,
     cpus: float | None,
+    disk_mib: int | None,
     labels: tuple[str, ...],
     owner: str | None,
     pool_size: int,
@@ -141,6 +156,7 @@ def agent(  # noqa: PLR0917 - one parameter per option
             state_dir=state_dir.absolute(),
             memory_mib=memory_mib or int(read_machine().memory_mib * DEFAULT_MEMORY_SHARE),
             cpus=cpus or read_machine().cpus,
+            disk_mib=disk_mib or default_disk_mib(free_disk_mib(state_dir.absolute())),
             labels=parse_labels(labels),
             owner=owner or node_id,
             pool_size=pool_size,

@@ -36,6 +36,7 @@ class AgentConfig:
         state_dir: Where code and mount points are kept; the agent's own.
         memory_mib: Memory for environments.
         cpus: CPUs for environments.
+        disk_mib: What the /tmp of all environments together may hold, in MiB.
         labels: The operator's labels.
         owner: Mark in the names of cgroups and directories; what bears the mark of a dead agent is swept.
         pool_size: Ready-made sandboxes kept for each runtime.
@@ -53,6 +54,7 @@ class AgentConfig:
     state_dir: Path
     memory_mib: int
     cpus: float
+    disk_mib: int
     labels: Mapping[str, str]
     owner: str
     pool_size: int

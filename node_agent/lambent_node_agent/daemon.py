@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Final
@@ -33,8 +32,6 @@ from lambent_node_agent.sandbox import SandboxConfig, SandboxError, SandboxHost
 from lambent_node_agent.service import NodeService
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from lambent_node_agent.config import AgentConfig
 
 log = structlog.get_logger(__name__)
@@ -81,6 +78,7 @@ async def _open_sandboxes(config: AgentConfig, stack: AsyncExitStack) -> Sandbox
         owner=config.owner,
         pool_size=config.pool_size,
         allow_missing=config.allow_missing,
+        disk_mib=config.disk_mib,
     )
     try:
         sandboxes = await stack.enter_async_context(SandboxHost(sandbox_config))
@@ -114,7 +112,7 @@ class _Agent:
         self._sandboxes = sandboxes
         self._publisher = publisher
         self._tasks = tasks
-        self._capacity = Resources(config.memory_mib, int(config.cpus * 1000), _disk_mib(config.state_dir))
+        self._capacity = Resources(config.memory_mib, int(config.cpus * 1000), config.disk_mib)
         self._node = Node(
             node_id=config.node_id,
             sandboxes=sandboxes,
@@ -186,7 +184,3 @@ class _Agent:
             agent_version=VERSION,
             start_time=start_time,
         )
-
-
-def _disk_mib(state_dir: Path) -> int:
-    return shutil.disk_usage(state_dir).free // (1024 * 1024)

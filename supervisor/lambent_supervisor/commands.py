@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lambent.endpoint import DATA_DIR_VARIABLE, default_data_dir
-from lambent_common.machine import read_machine
+from lambent_common.machine import free_disk_mib, read_machine
 from lambent_common.programs import ETCD, NATS_SERVER
 
 from .daemons import Recycling, SchedulerOptions
@@ -110,7 +110,7 @@ class WrongUsageError(CommandFailedError):
     "--allow-missing",
     default="",
     metavar="NAME[,NAME]",
-    help="Protections (memory, pids, seccomp) that functions may run without where the machine lacks them.",
+    help="Protections (memory, pids, seccomp, disk) that functions may run without where the machine lacks them.",
 )
 @click.option(
     "--recycle-after-invocations",
@@ -235,7 +235,7 @@ def _run(directory: DataDirectory, request: _Request, on_ready: Callable[[dict[s
     search_path = os.environ.get("PATH", os.defpath)
     etcd = None if request.given.etcd else require(ETCD, search_path)
     nats = None if request.given.nats else require(NATS_SERVER, search_path)
-    share = divide(read_machine(), request.nodes, request.memory_mib)
+    share = divide(read_machine(), request.nodes, request.memory_mib, free_disk_mib(directory.root))
     notice = functools.partial(_notice, log=directory.log("supervisor"))
     with LockedDataDirectory(directory) as locked:
         check_free(request.scheduler.grpc_port, "--grpc-port")

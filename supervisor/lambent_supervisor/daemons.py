@@ -114,6 +114,7 @@ def agent_spec(
         f"--id={name}",
         f"--memory={share.memory_mib}",
         f"--cpus={share.cpus:g}",
+        f"--disk={share.disk_mib}",
         f"--owner={mark}-{number}",
         f"--allow-missing={allow_missing}",
         *recycling.flags(),

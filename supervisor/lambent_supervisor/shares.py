@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lambent_common.machine import DEFAULT_MEMORY_SHARE
+from lambent_common.machine import DEFAULT_MEMORY_SHARE, MINIMUM_DISK_MIB, default_disk_mib
 
 from .errors import NodeShareError
 
@@ -18,15 +18,16 @@ MINIMUM_NODE_MEMORY_MIB = 128
 
 @dataclass(frozen=True, slots=True)
 class NodeShare:
-    """What one node declares: memory in MiB and CPUs, and what is to be said about it, if anything."""
+    """What one node declares: memory and disk in MiB, CPUs, and what is to be said about it, if anything."""
 
     memory_mib: int
     cpus: float
+    disk_mib: int
     remark: str | None = None
 
 
-def divide(machine: Machine, nodes: int, memory_mib: int | None) -> NodeShare:
-    """Divide memory and CPUs equally; without `memory_mib` 80 % of the machine's memory is used.
+def divide(machine: Machine, nodes: int, memory_mib: int | None, free_disk_mib: int) -> NodeShare:
+    """Divide memory, disk and CPUs equally; without `memory_mib` 80 % of the machine's memory is used.
 
     Raises:
         NodeShareError: A node would have less memory than the smallest function.
@@ -45,4 +46,5 @@ def divide(machine: Machine, nodes: int, memory_mib: int | None) -> NodeShare:
             f"{total_mib} MiB are declared, {machine.memory_mib} MiB are there: "
             "functions that really use them will be killed for lack of memory"
         )
-    return NodeShare(memory_mib=share_mib, cpus=round(machine.cpus / nodes, 3), remark=remark)
+    disk_mib = max(default_disk_mib(free_disk_mib) // nodes, MINIMUM_DISK_MIB)
+    return NodeShare(share_mib, cpus=round(machine.cpus / nodes, 3), disk_mib=disk_mib, remark=remark)

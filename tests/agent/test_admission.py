@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lambent.errors import NoCapacityError
+from lambent_common.machine import MINIMUM_DISK_MIB, default_disk_mib
 from lambent_node_agent.admission import CPU_OVERCOMMIT, Admission, Resources, cpu_millis_of
+from lambent_node_agent.sandbox.ephemeral_storage import file_mib
 
 SIZES = st.sampled_from([128, 512, 1769, 3000])
 
@@ -51,3 +53,10 @@ def test_a_full_cpu_comes_with_1769_mib() -> None:
     """AWS's ratio, on which functions are sized."""
     assert cpu_millis_of(1769) == 1000
     assert cpu_millis_of(128) == 72
+
+
+@given(st.integers(0, 1 << 24))
+def test_the_default_disk_leaves_room_for_the_stores(free_mib: int) -> None:
+    """The file of all /tmp is larger than what it holds, and fits into what is left."""
+    disk_mib = default_disk_mib(free_mib)
+    assert disk_mib == MINIMUM_DISK_MIB or file_mib(disk_mib) <= max(free_mib // 2, free_mib - 10_240)

@@ -67,21 +67,6 @@ async def test_the_next_environment_starts_a_new_peak(world: Lab) -> None:
         assert function.sandbox.peak_memory_mib() < 30
 
 
-async def test_tmp_is_full_at_its_size(world: Lab) -> None:
-    """ENOSPC, not a dead function."""
-    code = """
-def handler(event, context):
-    with open("/tmp/big", "wb", buffering=0) as file:
-        try:
-            for _ in range(100):
-                file.write(bytes(1 << 20))
-        except OSError as error:
-            return [error.errno, file.tell() >> 20]
-"""
-    async with world.function(code, storage_mib=10) as function:
-        assert await function.invoke() == [28, 10]
-
-
 async def test_a_fork_bomb_stays_within_its_bounds(world: Lab) -> None:
     """It ends with an error in the function, and kill_runtime removes all of it."""
     code = """

@@ -145,7 +145,7 @@ async def refuse_fork(world: Lab) -> tuple[asyncio.Task[tuple[socket.socket, int
     ours.setblocking(False)
     with idle_process() as process, theirs:
         zygote = Zygote(supply._interpreter, ours, process)
-        slot = supply._slots.take()
+        slot = await supply._slots.take()
         forking = asyncio.create_task(fork_into(slot, zygote))
         await until(lambda: zygote._answers)
         _message, [control, *others] = messages.receive(theirs)

@@ -36,6 +36,7 @@ GOOD = Facts(
     machine=Machine(8192, 4.0),
     data_dir=Path("/root/.local/share/lambent"),
     disk_free_mib=100_000,
+    storage_error=None,
     sandbox_error=None,
 )
 
@@ -65,6 +66,11 @@ def layout_of(*hierarchies: Hierarchy) -> Layout:
         ("cgroups", {"layout": Layout(())}, "none"),
         ("cgroups", {"unwritable_groups": (Path("/sys/fs/cgroup"),)}, "not writable: /sys/fs/cgroup"),
         ("disk", {"disk_free_mib": 500}, "500 MiB free in /root"),
+        (
+            "storage",
+            {"storage_error": "no storage on disk: mkfs.btrfs is not installed"},
+            "mkfs.btrfs is not installed",
+        ),
         ("sandbox", {"sandbox_error": "open_tree(/x): Function not implemented"}, "open_tree"),
         ("interpreters", {"runtimes": {}}, "no CPython"),
         ("etcd", {"etcd": None}, "not installed"),

@@ -41,7 +41,7 @@ def test_nodes_declare_no_more_than_was_given(memory_mib: int, nodes: int, asked
     """The sum over the nodes is what the operator declared, or 80 % of the machine; or it is refused."""
     total = int(memory_mib * 0.8) if asked is None else asked
     try:
-        share = divide(Machine(memory_mib, 2.0), nodes, asked)
+        share = divide(Machine(memory_mib, 2.0), nodes, asked, 100_000)
     except NodeShareError:
         assert total // nodes < MINIMUM_NODE_MEMORY_MIB
     else:
@@ -54,7 +54,7 @@ def test_every_node_s_share_is_one_that_an_agent_takes(cpus: float, nodes: int) 
     """On a small machine many nodes have little of a CPU each; functions share it."""
     (limit,) = [option.type for option in agent.params if option.name == "cpus"]
     assert isinstance(limit, click.FloatRange)
-    limit.convert(float(f"{divide(Machine(65536, cpus), nodes, None).cpus:g}"), None, None)
+    limit.convert(float(f"{divide(Machine(65536, cpus), nodes, None, 100_000).cpus:g}"), None, None)
 
 
 def test_default_ports_are_the_documented_ones() -> None:
@@ -67,7 +67,7 @@ def test_default_ports_are_the_documented_ones() -> None:
 
 def test_more_memory_than_there_is_is_allowed_and_said() -> None:
     """Functions rarely use what they declare; the operator decides, knowingly."""
-    share = divide(Machine(1024, 2.0), 2, 4096)
+    share = divide(Machine(1024, 2.0), 2, 4096, 100_000)
     assert share.memory_mib == 2048
     assert share.remark is not None
     assert "4096 MiB" in share.remark

@@ -6,8 +6,9 @@ import enum
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lambent_common.machine import KEPT_DISK_MIB
 from lambent_common.programs import ETCD, NATS_SERVER, Program, Version
-from lambent_node_agent.sandbox import NEEDED_CONTROLLERS, SECCOMP
+from lambent_node_agent.sandbox import DISK, NEEDED_CONTROLLERS, SECCOMP
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,9 +36,9 @@ WANTED_CONTROLLERS = {
 }
 """Those that nothing depends on, and what is lost without each."""
 
-# The bounds of etcd (4 GiB), of the logs (1 GiB) and of a node's code (5 GiB); packages and events come on top.
-WANTED_DISK_MIB = 10_240
-MINIMUM_DISK_MIB = 1024
+# With packages and events on top of what is kept for the stores and code, and as much for functions' /tmp.
+WANTED_DISK_MIB = 2 * KEPT_DISK_MIB
+MINIMUM_DISK_MIB = 2048
 
 
 class Status(enum.Enum):
@@ -122,6 +123,16 @@ def _seccomp(facts: Facts) -> Check:
     return Check("seccomp", Status.OK, "system calls are filtered")
 
 
+def _storage(facts: Facts) -> Check:
+    if facts.storage_error is not None:
+        help_ = (
+            "Functions' /tmp needs btrfs and loop devices in the kernel, and mkfs.btrfs (Debian: btrfs-progs). Without "
+            f"them it is memory of the function: `lambent agent --allow-missing {DISK}`."
+        )
+        return Check("storage", Status.MISSING, facts.storage_error, help_)
+    return Check("storage", Status.OK, "functions' /tmp is on disk, and of a hard size")
+
+
 def _sandbox(facts: Facts) -> Check:
     if facts.sandbox_error is not None:
         help_ = "The lines above may tell why; otherwise run as root, outside of containers that forbid mounts."
@@ -135,7 +146,9 @@ def _disk(facts: Facts) -> Check:
         help_ = f"At least {MINIMUM_DISK_MIB} MiB are needed; `lambent up --data-dir` chooses another disk."
         return Check("disk", Status.MISSING, detail, help_)
     if facts.disk_free_mib < WANTED_DISK_MIB:
-        return Check("disk", Status.WARNING, detail, f"The stores and a node's code may take {WANTED_DISK_MIB} MiB.")
+        return Check(
+            "disk", Status.WARNING, detail, f"The stores, a node's code and /tmp may take {WANTED_DISK_MIB} MiB."
+        )
     return Check("disk", Status.OK, detail)
 
 
@@ -201,5 +214,6 @@ _CHECKS: tuple[Callable[[Facts], Check], ...] = (
     _nats_server,
     _memory,
     _disk,
+    _storage,
     _sandbox,
 )

@@ -5,20 +5,19 @@ from __future__ import annotations
 import os
 import platform
 import resource
-import shutil
 import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lambent_common.machine import MEBIBYTE, Machine, read_machine
+from lambent_common.machine import Machine, free_disk_mib, read_machine
 from lambent_common.programs import ETCD, NATS_SERVER, Program, Version, find_program, program_version
 from lambent_node_agent.cgroups import Layout, read_layout
 from lambent_node_agent.sandbox import SandboxError, interpreters
 from lambent_node_agent.sandbox.seccomp import compile_filters
 from lambent_runtime import linux
 
-from .trial import try_sandbox
+from .trial import try_sandbox, try_storage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -61,6 +60,7 @@ class Facts:
         machine: Memory and CPUs.
         data_dir: Where `lambent up` keeps everything when nothing else is said.
         disk_free_mib: On its disk.
+        storage_error: Why /tmp cannot be on disk; None when it can.
         sandbox_error: Why no sandbox could be made; None when one was.
     """
 
@@ -78,6 +78,7 @@ class Facts:
     machine: Machine
     data_dir: Path
     disk_free_mib: int
+    storage_error: str | None
     sandbox_error: str | None
 
 
@@ -109,8 +110,9 @@ async def gather_facts(search_path: str, data_dir: Path) -> Facts:
         nats_server=_find(NATS_SERVER, search_path),
         machine=read_machine(),
         data_dir=data_dir,
-        disk_free_mib=_free_mib(data_dir),
-        sandbox_error=await try_sandbox(),
+        disk_free_mib=free_disk_mib(data_dir),
+        storage_error=(storage_error := try_storage()),
+        sandbox_error=await try_sandbox(storage_error),
     )
 
 
@@ -133,12 +135,6 @@ def _read(path: str) -> str:
         return Path(path).read_text()
     except OSError:
         return ""
-
-
-def _free_mib(directory: Path) -> int:
-    """Room on the disk of a directory, which may not exist yet."""
-    there = next(parent for parent in (directory, *directory.parents) if parent.exists())
-    return shutil.disk_usage(there).free // MEBIBYTE
 
 
 def _is_writable(own: Path, mount: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
 import tempfile
@@ -10,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lambent_node_agent.sandbox import SandboxConfig, SandboxError, SandboxHost, enter_private_mount_namespace
+from lambent_node_agent.sandbox import DISK, SandboxConfig, SandboxError, SandboxHost, enter_private_mount_namespace
+from lambent_node_agent.sandbox.ephemeral_storage import ImageStorage
 from lambent_runtime.channel import HEADER, Kind
 
 if TYPE_CHECKING:
@@ -19,21 +21,53 @@ if TYPE_CHECKING:
 _MEMORY_MIB = 128
 _CPU_MILLIS = 1000
 _STORAGE_MIB = 16
+_DISK_MIB = 64
 # Milliseconds as a rule, a second where an interpreter starts from a cold disk.
 _TIMEOUT_S = 30.0
 
 
-async def try_sandbox() -> str | None:
+def try_storage() -> str | None:
+    """Make the storage of /tmp as the agent does, and take it off the machine again.
+
+    Call it in a process that makes nothing else: it leaves the process in a mount namespace of its own.
+
+    Returns:
+        None when a volume came up in it, else what failed.
+    """
+    with tempfile.TemporaryDirectory(prefix="lambent-doctor-") as directory:
+        place = Path(directory, "place")
+        place.mkdir()
+        try:
+            enter_private_mount_namespace()
+            with contextlib.closing(ImageStorage(Path(directory), _DISK_MIB)) as storage:
+                volume = storage.volume(0, place)
+                volume.make()
+                volume.remove()
+        except (SandboxError, OSError) as error:
+            return str(error)
+    return None
+
+
+async def try_sandbox(storage_error: str | None) -> str | None:
     """Make a sandbox as the agent does, and take everything off the machine again.
 
     Call it in a process that makes nothing else: it leaves the process in a mount namespace of its own.
+
+    Args:
+        storage_error: Why /tmp cannot be on disk, which is a line of its own.
 
     Returns:
         None when a function came up in it, else what failed.
     """
     with tempfile.TemporaryDirectory(prefix="lambent-doctor-") as directory:
         code = _write_code(directory)
-        config = SandboxConfig(Path(directory, "state"), f"doctor-{os.getpid()}", pool_size=0)
+        config = SandboxConfig(
+            Path(directory, "state"),
+            f"doctor-{os.getpid()}",
+            pool_size=0,
+            allow_missing=frozenset({DISK} if storage_error is not None else ()),
+            disk_mib=_DISK_MIB,
+        )
         try:
             enter_private_mount_namespace()
             # Threads that are there already have stayed in the namespace before, and would unmount nothing.

@@ -14,6 +14,7 @@ import structlog
 from lambent_node_agent.cgroups import CgroupError, Tree, read_layout
 
 from . import interpreters, mounts
+from .ephemeral_storage import ImageStorage, MemoryStorage
 from .errors import SandboxError
 from .owner_lock import OwnerLock, lock_directory
 from .seccomp import compile_filters
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import TracebackType
 
+    from .ephemeral_storage import Storage
     from .sandbox import Sandbox
 
 log = structlog.get_logger(__name__)
@@ -35,7 +37,10 @@ NEEDED_CONTROLLERS = ("memory", "pids")
 SECCOMP = "seccomp"
 """Without its filters a function can try every hole of the kernel."""
 
-NEEDED_PROTECTIONS = (*NEEDED_CONTROLLERS, SECCOMP)
+DISK = "disk"
+"""Without /tmp on disk functions have it in their memory."""
+
+NEEDED_PROTECTIONS = (*NEEDED_CONTROLLERS, SECCOMP, DISK)
 """Without one of these functions run only where the operator says so by name."""
 
 
@@ -52,6 +57,7 @@ class SandboxConfig:
         search_path: Directories to look for interpreters in, before the standard ones.
         lock_dir: Where the agents of this machine agree on owner marks and UIDs.
         allow_missing: Of `NEEDED_PROTECTIONS`, those without which functions may run all the same.
+        disk_mib: What the /tmp of all sandboxes together may hold.
     """
 
     state_dir: Path
@@ -60,6 +66,7 @@ class SandboxConfig:
     search_path: tuple[str, ...] = ()
     lock_dir: Path = Path("/run/lambent")
     allow_missing: frozenset[str] = frozenset()
+    disk_mib: int = 4096
 
 
 class SandboxHost:
@@ -181,8 +188,11 @@ class SandboxHost:
             tree.open()
         self._tree = tree
         self._resources.callback(self._close_tree)
-        # 4. Slots, which need both.
-        slots = SlotTable(self._directory / "slots", tree, uids.first)
+        # 4. What /tmp is made of.
+        storage = _open_storage(self._directory, self._config)
+        self._resources.callback(_close_storage, storage)
+        # 5. Slots, which need all of that.
+        slots = SlotTable(self._directory / "slots", tree, storage, uids.first)
         with mounts.reported("slots"):
             slots.open()
         self._resources.callback(slots.close)
@@ -230,6 +240,24 @@ def _filters(allowed: frozenset[str]) -> tuple[bytes, ...]:
             ) from error
         log.warning("system_calls_not_filtered", reason=str(error))
         return ()
+
+
+def _open_storage(directory: Path, config: SandboxConfig) -> Storage:
+    """Make the storage of /tmp on the disk; in memory where that cannot be and the operator accepts it."""
+    try:
+        return ImageStorage(directory, config.disk_mib)
+    except SandboxError as error:
+        if DISK not in config.allow_missing:
+            raise SandboxError(
+                f"{error}; mend that, or have it in functions' memory with --allow-missing {DISK}"
+            ) from error
+        log.warning("ephemeral_storage_in_memory", reason=str(error))
+        return MemoryStorage()
+
+
+def _close_storage(storage: Storage) -> None:
+    with mounts.reported("storage of /tmp"):
+        storage.close()
 
 
 def _require_controllers(missing: tuple[str, ...], allowed: frozenset[str]) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 from contextlib import contextmanager
 
 _CODE_ATTRIBUTES = linux.MOUNT_ATTR_RDONLY | linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV
-_PLACE_ATTRIBUTES = linux.MOUNT_ATTR_RDONLY | linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV
+_PLACE_ATTRIBUTES = linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV
 # Two directories and one file of a line.
 _SLOT_OPTIONS = "mode=0755,size=64k,nr_inodes=16"
 
@@ -59,16 +59,17 @@ def make_slot_mount(directory: Path, account: str) -> None:
     passwd.chmod(0o644)  # whatever our umask is: the slot's user reads it
 
 
-def copy_places(directory: Path, names: Sequence[str]) -> list[int]:
+def copy_places(directory: Path, names: Sequence[str], writable: frozenset[str]) -> list[int]:
     """Return a descriptor for each of a slot's places.
 
-    It is a detached mount, which gets what is mounted over the place later.
+    It is a detached mount, which gets what is mounted over the place later; read-only unless it is one of `writable`.
     """
     copies: list[int] = []
     try:
         for name in names:
             copies.append(linux.clone_mount(str(directory / name)))
-            linux.set_mount(copies[-1], attributes=_PLACE_ATTRIBUTES, propagation=linux.MS_SLAVE)
+            attributes = _PLACE_ATTRIBUTES | (0 if name in writable else linux.MOUNT_ATTR_RDONLY)
+            linux.set_mount(copies[-1], attributes=attributes, propagation=linux.MS_SLAVE)
     except OSError:
         for fd in copies:
             os.close(fd)
@@ -79,11 +80,6 @@ def copy_places(directory: Path, names: Sequence[str]) -> list[int]:
 def bind_code(code: Path, place: Path) -> None:
     """Bind a directory over a slot's place, read-only from the first moment, here and in the sandbox."""
     linux.bind(str(code), str(place), _CODE_ATTRIBUTES)
-
-
-def mount_temporary(place: Path, size_mib: int) -> None:
-    """Mount a tmpfs of this size over a slot's place, here and in the sandbox, writable by all with the sticky bit."""
-    linux.mount("tmp", str(place), "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, f"mode=1777,size={size_mib}m")
 
 
 def unmount(place: Path) -> None:

@@ -13,6 +13,7 @@ from lambent_node_agent.cgroups import CgroupError
 from lambent_runtime import messages
 
 from . import mounts
+from .ephemeral_storage import DEFAULT_SIZE_MIB
 from .errors import SandboxError, SlotLostError
 from .runtime_process import ExitStatus, RuntimeProcess, is_end
 from .slots import PLACES
@@ -130,8 +131,14 @@ class Sandbox:
         self._was_frozen = False
         self._closing: asyncio.Task[None] | None = None
         self._released = False
+        self._sizing: asyncio.Future[None] | None = None
         self._loop.add_reader(control.fileno(), self._read)
         self._loop.add_reader(process_fd, self._reaper_ended)
+
+    @property
+    def sound(self) -> bool:
+        """False when it has ended, or its /tmp cannot be written to."""
+        return not self.exited.done() and self._slot.sound
 
     async def wait_until_ready(self) -> None:
         """Wait until the recipe is through; on failure the sandbox is closed.
@@ -164,7 +171,11 @@ class Sandbox:
         self._require_life()
         self._cpu_millis = cpu_millis
         with mounts.reported("late binding"):
-            self._slot.bind(code_dir, ephemeral_storage_mib)
+            self._slot.bind_code(code_dir)
+            if ephemeral_storage_mib != DEFAULT_SIZE_MIB:
+                self._sizing = self._loop.run_in_executor(None, self._slot.set_storage_size, ephemeral_storage_mib)
+                await asyncio.shield(self._sizing)
+                self._require_life()
         try:
             self._slot.group.limit_memory(memory_mib)
             self._slot.group.share_cpu(cpu_millis)
@@ -324,6 +335,8 @@ class Sandbox:
                     await asyncio.shield(self.exited)
         if not self.exited.done():
             raise SandboxError(f"the sandbox is alive {KILL_TIMEOUT_S} s after SIGKILL; its slot is not used again")
+        if self._sizing is not None:
+            await asyncio.wait([self._sizing])  # it would give its size to the slot's next sandbox
         self._released = True  # whether or not its slot can be cleaned
         await self._release(self, self._slot)
 

@@ -18,10 +18,13 @@ if TYPE_CHECKING:
 
     from lambent_node_agent.cgroups import Group, Tree
 
+    from .ephemeral_storage import Storage, Volume
+
 MAX_PROCESSES = 1024
 """AWS Lambda quotas: processes and threads of an execution environment."""
 PLACES = {"task": "/var/task", "tmp": "/tmp", "passwd": "/etc/passwd"}  # noqa: S108 - the sandbox's own /tmp
 """A slot's places on the host side, and where each appears in the sandbox."""
+_WRITABLE = frozenset({"tmp"})
 _REMOVE_TIMEOUT_S = 5.0
 
 
@@ -33,33 +36,54 @@ class Slot:
         group: Its control groups.
     """
 
-    def __init__(self, index: int, uid: int, directory: Path, group: Group) -> None:
+    def __init__(self, index: int, uid: int, directory: Path, group: Group, volume: Volume) -> None:
         self.index = index
         self.uid = uid
         self.group = group
         self._directory = directory
-        self._mounted: list[str] = []
+        self._volume = volume
+        self._has_code = False
 
     def copy_places(self) -> list[int]:
         """Return descriptors of detached mounts for `PLACES`, in that order; the caller closes them."""
-        return mounts.copy_places(self._directory, list(PLACES))
+        return mounts.copy_places(self._directory, list(PLACES), _WRITABLE)
 
-    def bind(self, code: Path, ephemeral_storage_mib: int) -> None:
-        """Show the code and an empty /tmp in the sandbox that holds the slot's places.
+    @property
+    def sound(self) -> bool:
+        """False when its /tmp cannot be written to, because the disk has failed it."""
+        return self._volume.sound
+
+    def make_tmp(self) -> None:
+        """Make an empty /tmp for the next sandbox. Not for the event loop.
+
+        Raises:
+            OSError, SandboxError: The kernel or the disk refused.
+        """
+        self._volume.make()
+
+    def bind_code(self, code: Path) -> None:
+        """Show the code in the sandbox that holds the slot's places.
 
         Raises:
             OSError: The code is not there.
         """
         mounts.bind_code(code, self._directory / "task")
-        self._mounted.append("task")
-        mounts.mount_temporary(self._directory / "tmp", ephemeral_storage_mib)
-        self._mounted.append("tmp")
+        self._has_code = True
 
-    def unbind(self) -> None:
-        """Take code and /tmp away; takes milliseconds when /tmp was full."""
-        while self._mounted:
-            mounts.unmount(self._directory / self._mounted[-1])
-            self._mounted.pop()
+    def set_storage_size(self, ephemeral_storage_mib: int) -> None:
+        """Let /tmp hold this much; it is of the default size before. Not for the event loop: it may wait for the disk.
+
+        Raises:
+            OSError: The kernel refused.
+        """
+        self._volume.set_size(ephemeral_storage_mib)
+
+    def clear(self) -> None:
+        """Take code and /tmp away. Not for the event loop."""
+        if self._has_code:
+            mounts.unmount(self._directory / "task")
+            self._has_code = False
+        self._volume.remove()
 
     def remove(self) -> None:
         """Give everything back to the host; may be called again after it has failed.
@@ -70,8 +94,8 @@ class Slot:
             OSError: A mount or directory would not go.
             CgroupError: There are processes in its groups after some seconds.
         """
-        self.unbind()
         if self._directory.exists():
+            self.clear()
             mounts.unmount(self._directory)
             self._directory.rmdir()
         deadline = time.monotonic() + _REMOVE_TIMEOUT_S
@@ -92,12 +116,14 @@ class SlotTable:
     Args:
         directory: Holds the slots' mount points; the owner's alone.
         tree: The owner's control groups.
+        storage: Makes their /tmp.
         first_uid: UID of slot 0; the others follow.
     """
 
-    def __init__(self, directory: Path, tree: Tree, first_uid: int) -> None:
+    def __init__(self, directory: Path, tree: Tree, storage: Storage, first_uid: int) -> None:
         self._directory = directory
         self._tree = tree
+        self._storage = storage
         self._first_uid = first_uid
         self._free: list[Slot] = []
         self._soiled: list[Slot] = []  # given back and not clean yet: nobody's, and to be tried again
@@ -110,25 +136,33 @@ class SlotTable:
         for left in self._directory.iterdir():
             left.rmdir()
 
-    def take(self) -> Slot:
-        """Return a clean slot.
+    async def take(self) -> Slot:
+        """Return a clean slot. What has to be made is made off the event loop.
 
         Raises:
-            SandboxError: There are as many sandboxes as UIDs, or the kernel refused a mount or group.
+            SandboxError: There are as many sandboxes as UIDs, or the kernel refused a mount, group or /tmp.
         """
-        if self._free:
-            return self._free.pop()
-        index = self._vacant.pop() if self._vacant else self._unused
-        if index >= UIDS_PER_AGENT:
-            raise SandboxError(f"this node has {UIDS_PER_AGENT} sandboxes, one for each UID it may use")
+        slot = self._free.pop() if self._free else await self._make_another()
         try:
-            slot = self._make(index)
+            with mounts.reported(f"storage of slot {slot.index}"):
+                await asyncio.to_thread(slot.make_tmp)
         except BaseException:
-            if index < self._unused:
-                self._vacant.append(index)
+            await self.give_back(slot)
             raise
-        self._unused = max(self._unused, index + 1)
         return slot
+
+    async def _make_another(self) -> Slot:
+        if not self._vacant and self._unused >= UIDS_PER_AGENT:
+            raise SandboxError(f"this node has {UIDS_PER_AGENT} sandboxes, one for each UID it may use")
+        if not self._vacant:
+            self._vacant.append(self._unused)
+            self._unused += 1
+        index = self._vacant.pop()
+        try:
+            return await asyncio.to_thread(self._make, index)
+        except BaseException:
+            self._vacant.append(index)
+            raise
 
     async def give_back(self, slot: Slot) -> None:
         """Clean a slot off the event loop and keep it. Its sandbox must have ended.
@@ -142,8 +176,8 @@ class SlotTable:
 
     def _clean(self, slot: Slot) -> None:
         try:
-            slot.unbind()
             if slot.group.reusable:
+                slot.clear()
                 slot.group.reset()
                 self._free.append(slot)
             else:
@@ -180,7 +214,14 @@ class SlotTable:
                 mounts.make_slot_mount(directory, f"sbx_user{index}:x:{uid}:{uid}::/:/sbin/nologin\n")
         except (SandboxError, CgroupError) as error:
             group.remove()
-            with contextlib.suppress(OSError):
-                directory.rmdir()
+            _remove_directory(directory)
             raise SandboxError(str(error)) from error
-        return Slot(index, uid, directory, group)
+        return Slot(index, uid, directory, group, self._storage.volume(index, directory / "tmp"))
+
+
+def _remove_directory(directory: Path) -> None:
+    """Leave nothing of a slot that could not be made."""
+    with contextlib.suppress(OSError):
+        mounts.unmount(directory)
+    with contextlib.suppress(OSError):
+        directory.rmdir()

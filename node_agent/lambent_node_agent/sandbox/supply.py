@@ -108,8 +108,8 @@ class Supply:
         try:
             while self._pool:
                 sandbox = self._pool.popleft()
-                if not sandbox.exited.done():
-                    sandbox.exited.remove_done_callback(self._lost)
+                sandbox.exited.remove_done_callback(self._lost)
+                if sandbox.sound:
                     return sandbox
                 self._spawn(sandbox.close())
             return await self._make()
@@ -143,7 +143,7 @@ class Supply:
             raise
 
     async def _fork(self, zygote: Zygote) -> Sandbox:
-        slot = self._slots.take()
+        slot = await self._slots.take()
         try:
             control, process_fd = await fork_into(slot, zygote)
         except SlotLostError:
@@ -208,7 +208,8 @@ class Supply:
                     self._full.set()
 
     async def _replenish(self) -> None:
-        for sandbox in [sandbox for sandbox in self._pool if sandbox.exited.done()]:
+        for sandbox in [sandbox for sandbox in self._pool if not sandbox.sound]:
+            sandbox.exited.remove_done_callback(self._lost)
             self._pool.remove(sandbox)
             self._spawn(sandbox.close())
         if not self._runs():

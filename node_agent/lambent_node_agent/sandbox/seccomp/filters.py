@@ -8,7 +8,7 @@ from pathlib import Path
 from lambent_node_agent.sandbox.errors import SandboxError
 
 from . import libseccomp
-from .policy import ALLOWED, ALLOWED_IF, UNSUPPORTED
+from .policy import ALLOWED, ALLOWED_IF, ANSWERED, UNSUPPORTED
 
 _KERNEL_FILTERS = Path("/proc/sys/kernel/seccomp/actions_avail")
 """There with CONFIG_SECCOMP_FILTER: seccomp(2)."""
@@ -36,11 +36,14 @@ def _allow_list(library: libseccomp.Library) -> bytes:
     with libseccomp.Filter(library, libseccomp.errno_action(errno.EPERM)) as made:
         for name in sorted(ALLOWED):
             if (number := library.number(name)) is not None:
-                made.allow(number)
+                made.add(libseccomp.ALLOW, number)
         for name, alternatives in ALLOWED_IF.items():
             if (number := library.number(name)) is not None:
                 for conditions in alternatives:
-                    made.allow(number, conditions)
+                    made.add(libseccomp.ALLOW, number, conditions)
+        for name, conditions, answer in ANSWERED:
+            if (number := library.number(name)) is not None:
+                made.add(libseccomp.errno_action(answer), number, conditions)
         return made.program()
 
 
@@ -49,5 +52,5 @@ def _known_calls(library: libseccomp.Library) -> bytes:
     with libseccomp.Filter(library, libseccomp.errno_action(errno.ENOSYS)) as made:
         for number in library.known_numbers():
             if number not in unsupported:
-                made.allow(number)
+                made.add(libseccomp.ALLOW, number)
         return made.program()

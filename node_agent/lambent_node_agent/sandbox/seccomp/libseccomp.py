@@ -106,8 +106,8 @@ class Filter:
         """Free it."""
         self._functions.seccomp_release(self._context)
 
-    def allow(self, number: int, conditions: Iterable[Condition] = ()) -> None:
-        """Allow a call when all conditions hold; a further rule for the same call is an alternative.
+    def add(self, action: int, number: int, conditions: Iterable[Condition] = ()) -> None:
+        """Say what is done about a call when all conditions hold; a further rule for the same call is an alternative.
 
         Raises:
             SandboxError: libseccomp does not take the rule.
@@ -116,7 +116,7 @@ class Filter:
         array = (_Comparison * len(comparisons))(*comparisons)
         _check(
             self._functions.seccomp_rule_add_array(
-                self._context, ctypes.c_uint32(ALLOW), ctypes.c_int(number), ctypes.c_uint(len(comparisons)), array
+                self._context, ctypes.c_uint32(action), ctypes.c_int(number), ctypes.c_uint(len(comparisons)), array
             ),
             f"rule for system call {number}",
         )

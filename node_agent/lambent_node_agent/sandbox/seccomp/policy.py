@@ -8,6 +8,7 @@ history of holes and no use in a function.
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from typing import Final
 
@@ -31,16 +32,16 @@ class Condition:
 _INT: Final = 0xFFFF_FFFF
 
 _FILES: Final = """
-    access cachestat chdir chmod chown close close_range copy_file_range creat dup dup2 dup3 faccessat faccessat2
+    access cachestat chdir chmod chown close close_range creat dup dup2 dup3 faccessat faccessat2
     fadvise64 fallocate fchdir fchmod fchmodat fchmodat2 fchown fchownat fcntl fdatasync fgetxattr flistxattr flock
     fremovexattr fsetxattr fstat fstatfs fsync ftruncate futimesat getcwd getdents getdents64 getrandom getxattr
-    inotify_add_watch inotify_init inotify_init1 inotify_rm_watch ioctl lchown lgetxattr link linkat listxattr
+    inotify_add_watch inotify_init inotify_init1 inotify_rm_watch lchown lgetxattr link linkat listxattr
     llistxattr lremovexattr lseek lsetxattr lstat memfd_create mkdir mkdirat mknod mknodat newfstatat open openat
     openat2 pipe pipe2 pread64 preadv preadv2 pwrite64 pwritev pwritev2 read readahead readlink readlinkat readv
     removexattr rename renameat renameat2 rmdir sendfile setxattr splice stat statfs statx symlink symlinkat sync
     sync_file_range syncfs tee truncate umask unlink unlinkat utime utimensat utimes vmsplice write writev
 """
-"""`mknod` makes FIFOs; devices need a capability. `ioctl` acts on what could be opened, and there are no terminals."""
+"""`mknod` makes FIFOs; devices need a capability. Not `copy_file_range`: see `ANSWERED`."""
 
 _MEMORY: Final = """
     brk madvise map_shadow_stack membarrier mincore mlock mlock2 mlockall mmap mprotect mremap msync munlock munlockall
@@ -93,6 +94,16 @@ _INTERNET: Final = (
 )
 """AF_INET and AF_INET6 with the protocol that the type implies, ICMP's echo, TCP or UDP."""
 
+_IOCTL_TYPE: Final = 0xFF00
+"""The byte of an ioctl's number that says whose it is (ioctl(2), Documentation/userspace-api/ioctl)."""
+_IOCTLS: Final = (
+    *(Condition(1, _IOCTL_TYPE, kind) for kind in (0x5400, 0x8900)),
+    Condition(1, _INT, 0x80086601),
+)
+"""Those of terminals and of every descriptor (FIONREAD, FIOCLEX), those of sockets and interfaces, and FS_IOC_GETFLAGS.
+Not a file system's own, by which a function could make subvolumes, which have no limit, search those of others, or have
+files compressed and rearranged in the kernel's own time."""
+
 ALLOWED_IF: Final[dict[str, tuple[tuple[Condition, ...], ...]]] = {
     # Threads and processes, but no namespaces: a user namespace would give back every capability inside it.
     "clone": ((Condition(0, _NEW_NAMESPACES, 0),),),
@@ -103,6 +114,7 @@ ALLOWED_IF: Final[dict[str, tuple[tuple[Condition, ...], ...]]] = {
         *((Condition(0, _INT, family), Condition(2, _INT, protocol)) for family, protocol in _INTERNET),
         (Condition(0, _INT, _AF_NETLINK), Condition(2, _INT, _NETLINK_ROUTE)),
     ),
+    "ioctl": tuple((condition,) for condition in _IOCTLS),
     "socketpair": ((Condition(0, _INT, _AF_UNIX),),),
     # Of itself: the reaper has the same UID.
     "prlimit64": ((Condition(0, _INT, 0),),),
@@ -110,6 +122,16 @@ ALLOWED_IF: Final[dict[str, tuple[tuple[Condition, ...], ...]]] = {
     "personality": ((Condition(0, _INT, 0),), (Condition(0, _INT, _INT),)),
 }
 """Calls that are allowed when all conditions of one alternative hold."""
+
+ANSWERED: Final[tuple[tuple[str, tuple[Condition, ...], int], ...]] = (
+    ("ioctl", (Condition(1, _INT, 0x40049409),), errno.EOPNOTSUPP),  # FICLONE
+    ("ioctl", (Condition(1, _INT, 0x4020940D),), errno.EOPNOTSUPP),  # FICLONERANGE
+    ("ioctl", (Condition(1, _INT, 0xC0189436),), errno.EOPNOTSUPP),  # FIDEDUPERANGE
+    ("copy_file_range", (), errno.EXDEV),
+)
+"""Calls, with what their arguments are and what they are answered: what programs fall back from. Files of a function
+share no extents, as if its file system could not do that: a million references to one extent would keep the kernel
+counting for minutes, while nobody else's files change."""
 
 UNSUPPORTED: Final = frozenset(("clone3",))
 """Answered as by a kernel that does not have them, so that the C library falls back: a filter cannot see the flags of
