@@ -79,7 +79,8 @@ from lambent_node_agent.sandbox import SandboxError, enter_private_mount_namespa
     type=click.IntRange(min=0, max=100),
     default=2,
     show_default=True,
-    help="Ready-made sandboxes kept for each runtime.",
+    help="Ready-made sandboxes that are at least kept for each runtime in use; more while more functions start: up to "
+    "100, and to 5 % of the memory for functions.",
 )
 @click.option(
     "--drain",

@@ -39,7 +39,7 @@ class AgentConfig:
         disk_mib: What the /tmp of all environments together may hold, in MiB.
         labels: The operator's labels.
         owner: Mark in the names of cgroups and directories; what bears the mark of a dead agent is swept.
-        pool_size: Ready-made sandboxes kept for each runtime.
+        pool_size: Ready-made sandboxes that are at least kept for each runtime.
         drain_s: How long running invocations may take after the order to stop.
         allow_missing: Protections without which functions may run all the same.
         lifetime: How long environments are to serve.

@@ -77,6 +77,7 @@ async def _open_sandboxes(config: AgentConfig, stack: AsyncExitStack) -> Sandbox
         state_dir=config.state_dir,
         owner=config.owner,
         pool_size=config.pool_size,
+        memory_mib=config.memory_mib,
         allow_missing=config.allow_missing,
         disk_mib=config.disk_mib,
     )

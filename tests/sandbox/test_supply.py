@@ -11,14 +11,16 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import structlog
-from tests.sandbox_harness import OWN_RUNTIME, Lab, lab, pool_of, processes_of, until, zygote_of
+from tests.sandbox_harness import OWN_RUNTIME, Lab, config, lab, pool_of, processes_of, until, zygote_of
 
-from lambent_node_agent.sandbox import SandboxError
+from lambent_node_agent.sandbox import SandboxError, SandboxHost
 from lambent_node_agent.sandbox import sandbox as sandbox_module
+from lambent_node_agent.sandbox.demand import Bounds
 from lambent_node_agent.sandbox.errors import SlotLostError
 from lambent_node_agent.sandbox.sandbox import fork_into
 from lambent_node_agent.sandbox.zygote_client import Zygote
@@ -206,3 +208,48 @@ async def test_a_sandbox_that_would_not_die_can_be_closed_once_it_has(
             await again.close()
         finally:
             group.rmdir()
+
+
+async def test_a_burst_leaves_a_pool_for_the_next_one(mount_namespace: None, place: Path) -> None:
+    """Made while nobody waits, several at a time; when no burst comes, back to what is kept at least."""
+    growing = replace(config(place, "burst", pool_size=1), memory_mib=4096)
+    async with asyncio.timeout(30), SandboxHost(growing) as host:
+        await host.wait_until_filled()
+        burst = await asyncio.gather(*(host.create(OWN_RUNTIME) for _ in range(12)))
+        await host.wait_until_filled()
+        assert host.ready_made(OWN_RUNTIME) >= 12
+        waiting = host._supplies[OWN_RUNTIME]._pool.copy()
+        again = await asyncio.gather(*(host.create(OWN_RUNTIME) for _ in range(12)))
+        assert set(again) <= set(waiting)
+        await asyncio.gather(*(sandbox.close() for sandbox in [*burst, *again]))
+
+
+async def test_a_pool_shrinks_when_its_demand_has_ended(mount_namespace: None, place: Path) -> None:
+    """Blank sandboxes that nobody asks for any more are memory of nobody."""
+    async with asyncio.timeout(30), lab(place, "shrinks", pool_size=4) as made:
+        supply = made.host._supplies[OWN_RUNTIME]
+        supply._bounds = Bounds(1, 4)  # as if the three others had been there for a burst long ago
+        first, *others = pool_of(made.host)
+        supply._want()
+        await made.host.wait_until_filled()
+        await asyncio.gather(*(sandbox.exited for sandbox in others))
+        assert pool_of(made.host) == [first]
+
+
+async def test_a_start_that_forks_goes_before_the_pool(mount_namespace: None, place: Path) -> None:
+    """A pool is filled with what the starts leave of the CPU."""
+    async with asyncio.timeout(30), lab(place, "before", pool_size=2) as made:
+        supply, zygote = made.host._supplies[OWN_RUNTIME], zygote_of(made.host)
+        taken = [await made.host.create(OWN_RUNTIME) for _ in range(2)]
+        zygote._process.send_signal(signal.SIGSTOP)
+        start = asyncio.create_task(made.host.create(OWN_RUNTIME))
+        await until(lambda: zygote._answers)
+        await until(lambda: not supply._wanted.is_set())  # the keeper has taken notice, and would make two
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert len(zygote._answers) == 1
+        zygote._process.send_signal(signal.SIGCONT)
+        taken.append(await start)
+        await made.host.wait_until_filled()
+        assert made.host.ready_made(OWN_RUNTIME) == 2
+        await asyncio.gather(*(sandbox.close() for sandbox in taken))

@@ -14,6 +14,7 @@ import structlog
 from lambent_node_agent.cgroups import CgroupError, Tree, read_layout
 
 from . import interpreters, mounts
+from .demand import Bounds
 from .ephemeral_storage import ImageStorage, MemoryStorage
 from .errors import SandboxError
 from .owner_lock import OwnerLock, lock_directory
@@ -52,8 +53,9 @@ class SandboxConfig:
         state_dir: Directory for mount points; the agent's own, on the disk.
         owner: Mark in the names of directories and control groups: what bears the mark of a dead owner is swept. Unique
             on this machine among live agents; letters, digits, `-` and `_`.
-        pool_size: Blank sandboxes kept ready for each runtime: for the agent's own from the start, for others from the
-            first one that is asked for on.
+        pool_size: Blank sandboxes that are at least kept ready for each runtime: for the agent's own from the start,
+            for others from the first one that is asked for on.
+        memory_mib: Memory for functions; with demand a pool grows up to a part of it (`demand`). 0 keeps `pool_size`.
         search_path: Directories to look for interpreters in, before the standard ones.
         lock_dir: Where the agents of this machine agree on owner marks and UIDs.
         allow_missing: Of `NEEDED_PROTECTIONS`, those without which functions may run all the same.
@@ -63,6 +65,7 @@ class SandboxConfig:
     state_dir: Path
     owner: str
     pool_size: int = 2
+    memory_mib: int = 0
     search_path: tuple[str, ...] = ()
     lock_dir: Path = Path("/run/lambent")
     allow_missing: frozenset[str] = frozenset()
@@ -102,13 +105,14 @@ class SandboxHost:
             filters = _filters(self._config.allow_missing)
             found = await interpreters.discover(self._config.search_path)
             turn = asyncio.Lock()
+            bounds = Bounds.of(self._config.pool_size, self._config.memory_mib)
             self._supplies = {
                 runtime: Supply(
                     interpreter,
                     self._directory / f"root-{runtime}",
                     slots,
                     filters=filters,
-                    pool_size=self._config.pool_size,
+                    bounds=bounds,
                     turn=turn,
                 )
                 for runtime, interpreter in found.items()

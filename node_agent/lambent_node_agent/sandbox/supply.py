@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections import deque
 from typing import TYPE_CHECKING
 
 import structlog
 
 from . import mounts
+from .demand import Demand
 from .errors import SandboxError, SlotLostError
 from .sandbox import KILL_TIMEOUT_S, SETUP_TIMEOUT_S, Sandbox, fork_into
 from .zygote_client import FORK_TIMEOUT_S, Zygote
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
+    from .demand import Bounds
     from .interpreters import Interpreter
     from .slots import Slot, SlotTable
 
@@ -27,10 +30,15 @@ log = structlog.get_logger(__name__)
 REFILL_DELAY_S = 0.03
 """A new environment's first milliseconds belong to it: the refill would compete for the CPU with the start it
 follows."""
+REFILLS_AT_ONCE = os.cpu_count() or 1
+"""Sandboxes made for the pool at the same time: the zygote forks one by one, but each sets itself up on its own CPU."""
+SHRINK_INTERVAL_S = 5.0
+"""How often a pool that is larger than its least is looked at; its size halves in six times that."""
 LOSS_DELAY_S = 1.0
 """Before what died is replaced, when nobody has asked for it yet: what dies again and again must not take a CPU."""
 MAX_RETRY_S = 60.0
 """What failed is tried again after `LOSS_DELAY_S`, then after twice as long each time, up to this."""
+_MAKING_MEMORY = 8  # how many of the last sandboxes tell how long one takes
 # A fork that nobody waits for any more: it is made, or fails, then its sandbox is closed.
 _END_TIMEOUT_S = FORK_TIMEOUT_S + SETUP_TIMEOUT_S + KILL_TIMEOUT_S
 
@@ -43,7 +51,7 @@ class Supply:
         base: Directory for the zygote's root; made when absent.
         slots: Where sandboxes get their slots.
         filters: What they install against system calls, in order.
-        pool_size: Blank sandboxes kept ready, from the first one that is asked for on.
+        bounds: Of the blank sandboxes kept ready, from the first one that is asked for on.
         turn: Supplies that share it start their zygotes in the background one after the other.
     """
 
@@ -54,14 +62,16 @@ class Supply:
         slots: SlotTable,
         *,
         filters: Sequence[bytes],
-        pool_size: int,
+        bounds: Bounds,
         turn: asyncio.Lock,
     ) -> None:
         self._interpreter = interpreter
         self._base = base
         self._slots = slots
         self._filters = filters
-        self._pool_size = pool_size
+        self._bounds = bounds
+        self._demand = Demand()
+        self._making_s = 0.0
         self._turn = turn
         self._zygote: Zygote | None = None
         self._starting = asyncio.Lock()
@@ -72,6 +82,10 @@ class Supply:
         self._wanted = asyncio.Event()
         self._full = asyncio.Event()
         self._delay_s = REFILL_DELAY_S
+        self._refilling = 0
+        self._forking = 0  # starts that have found the pool empty
+        self._no_start_forks = asyncio.Event()
+        self._no_start_forks.set()
         self._background: set[asyncio.Task[None]] = set()
 
     @property
@@ -80,7 +94,7 @@ class Supply:
         return len(self._pool)
 
     async def wait_until_full(self) -> None:
-        """Wait until the zygote runs and the pool is full."""
+        """Wait until the zygote runs and the pool has the size that it is to have."""
         await self._full.wait()
 
     async def use(self) -> None:
@@ -105,6 +119,7 @@ class Supply:
             SandboxError: A step failed.
         """
         self._in_use = True
+        self._demand = self._demand.started(self._now(), self._making_s)
         try:
             while self._pool:
                 sandbox = self._pool.popleft()
@@ -112,7 +127,7 @@ class Supply:
                 if sandbox.sound:
                     return sandbox
                 self._spawn(sandbox.close())
-            return await self._make()
+            return await self._make_for_start()
         finally:
             self._want()
 
@@ -131,6 +146,17 @@ class Supply:
         """End the zygote, with whatever sandboxes it still has."""
         if self._zygote is not None:
             await self._zygote.stop()
+
+    async def _make_for_start(self) -> Sandbox:
+        """Make a sandbox that a start waits for; what is made for the pool waits meanwhile."""
+        self._forking += 1
+        self._no_start_forks.clear()
+        try:
+            return await self._make()
+        finally:
+            self._forking -= 1
+            if not self._forking:
+                self._no_start_forks.set()
 
     async def _make(self) -> Sandbox:
         zygote = await self._running_zygote()
@@ -192,9 +218,10 @@ class Supply:
         retry_s: float | None = None
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(retry_s):
+                async with asyncio.timeout(retry_s or self._shrink_interval_s()):
                     await self._wanted.wait()
-            await asyncio.sleep(self._delay_s)
+            if self._wanted.is_set():
+                await asyncio.sleep(self._delay_s)
             self._wanted.clear()
             self._delay_s = REFILL_DELAY_S
             try:
@@ -215,10 +242,49 @@ class Supply:
         if not self._runs():
             async with self._turn:
                 await self._running_zygote()
-        while self._in_use and len(self._pool) < self._pool_size:
-            sandbox = await self._make()
+        while len(self._pool) > self._size():
+            sandbox = self._pool.pop()
+            sandbox.exited.remove_done_callback(self._lost)
+            self._spawn(sandbox.close())
+        # No TaskGroup: up to CPython 3.12 it leaves the task counted as cancelled after a failure, and the next timeout
+        # of the task would end it.
+        refills = (self._refill() for _ in range(REFILLS_AT_ONCE))
+        for failure in await asyncio.gather(*refills, return_exceptions=True):
+            if failure is not None:
+                raise failure
+
+    async def _refill(self) -> None:
+        """Make sandboxes for the pool, one after the other, until it and what others make are enough."""
+        while True:
+            await self._give_way()
+            if len(self._pool) + self._refilling >= self._size():
+                return
+            self._refilling += 1
+            start = self._now()
+            try:
+                sandbox = await self._make()
+            finally:
+                self._refilling -= 1
+            self._making_s += (self._now() - start - self._making_s) / _MAKING_MEMORY
             sandbox.exited.add_done_callback(self._lost)
             self._pool.append(sandbox)
+
+    async def _give_way(self) -> None:
+        """Wait while starts need the CPU more than the pool does."""
+        await self._no_start_forks.wait()
+        if self._pool:
+            await asyncio.sleep(max(0.0, self._demand.at + REFILL_DELAY_S - self._now()))
+
+    def _size(self) -> int:
+        """How many blank sandboxes are to wait now."""
+        return self._demand.size(self._now(), self._bounds) if self._in_use else 0
+
+    def _shrink_interval_s(self) -> float | None:
+        return SHRINK_INTERVAL_S if len(self._pool) > self._bounds.least else None
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()
 
     def _spawn(self, ending: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(self._report(ending))
