@@ -216,6 +216,8 @@ async def test_a_burst_leaves_a_pool_for_the_next_one(mount_namespace: None, pla
     async with asyncio.timeout(30), SandboxHost(growing) as host:
         await host.wait_until_filled()
         burst = await asyncio.gather(*(host.create(OWN_RUNTIME) for _ in range(12)))
+        for sandbox in burst:
+            sandbox.limit_cpu()  # as when its function has started
         await host.wait_until_filled()
         assert host.ready_made(OWN_RUNTIME) >= 12
         waiting = host._supplies[OWN_RUNTIME]._pool.copy()

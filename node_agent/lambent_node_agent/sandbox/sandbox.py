@@ -99,6 +99,7 @@ class Sandbox:
 
     Attributes:
         runtime: Name of the runtime it can start.
+        started: Set when init of the first runtime is over, well or not, so that others may have its CPU.
         exited: Set when the reaper, and so everything in the sandbox, has ended. `close` is still due.
         out_of_memory: The kernel killed its runtime process for want of memory, and with it the reaper; known once it
             has `exited`.
@@ -114,6 +115,7 @@ class Sandbox:
     ) -> None:
         self.runtime = runtime
         self._loop = asyncio.get_running_loop()
+        self.started: asyncio.Future[None] = self._loop.create_future()
         self.exited: asyncio.Future[None] = self._loop.create_future()
         self.out_of_memory = False
         self._slot = slot
@@ -258,6 +260,7 @@ class Sandbox:
         Raises:
             SandboxError: The kernel refused.
         """
+        self._start_over()
         self._set_cpu_quota(self._cpu_millis)
         self._cpu_limited = True
 
@@ -373,6 +376,10 @@ class Sandbox:
                 self._killed.set_result(None)
                 self._killed = None
 
+    def _start_over(self) -> None:
+        if not self.started.done():
+            self.started.set_result(None)
+
     def _settle(self, status: int) -> None:
         """The runtime process has ended."""
         if self._waiting is not None:
@@ -391,6 +398,7 @@ class Sandbox:
         self._loop.remove_reader(self._control.fileno())
         os.close(self._process_fd)
         self._control.close()
+        self._start_over()
         self.exited.set_result(None)
         error = SandboxError("the sandbox has ended")
         if not self._ready.done():

@@ -30,8 +30,12 @@ log = structlog.get_logger(__name__)
 REFILL_DELAY_S = 0.03
 """A new environment's first milliseconds belong to it: the refill would compete for the CPU with the start it
 follows."""
+MAX_START_S = 1.0
+"""A start that takes longer runs code of its function's, and shares the CPU with the refill as with other functions."""
 REFILLS_AT_ONCE = os.cpu_count() or 1
 """Sandboxes made for the pool at the same time: the zygote forks one by one, but each sets itself up on its own CPU."""
+MANY_STARTS = max(1, REFILLS_AT_ONCE // 2)
+"""Starts at the same time that leave no CPU for the refill: each keeps its sandbox busy, and the daemons."""
 SHRINK_INTERVAL_S = 5.0
 """How often a pool that is larger than its least is looked at; its size halves in six times that."""
 LOSS_DELAY_S = 1.0
@@ -83,9 +87,10 @@ class Supply:
         self._full = asyncio.Event()
         self._delay_s = REFILL_DELAY_S
         self._refilling = 0
-        self._forking = 0  # starts that have found the pool empty
-        self._no_start_forks = asyncio.Event()
-        self._no_start_forks.set()
+        self._starts = 0  # in progress
+        self._last_start_over_s = 0.0
+        self._few_starts = asyncio.Event()
+        self._few_starts.set()
         self._background: set[asyncio.Task[None]] = set()
 
     @property
@@ -120,14 +125,17 @@ class Supply:
         """
         self._in_use = True
         self._demand = self._demand.started(self._now(), self._making_s)
+        self._starts += 1
+        if self._starts >= MANY_STARTS:
+            self._few_starts.clear()
         try:
-            while self._pool:
-                sandbox = self._pool.popleft()
-                sandbox.exited.remove_done_callback(self._lost)
-                if sandbox.sound:
-                    return sandbox
-                self._spawn(sandbox.close())
-            return await self._make_for_start()
+            sandbox = self._take_ready_made() or await self._make()
+        except BaseException:
+            self._start_over()
+            raise
+        else:
+            sandbox.started.add_done_callback(self._start_over)
+            return sandbox
         finally:
             self._want()
 
@@ -147,16 +155,20 @@ class Supply:
         if self._zygote is not None:
             await self._zygote.stop()
 
-    async def _make_for_start(self) -> Sandbox:
-        """Make a sandbox that a start waits for; what is made for the pool waits meanwhile."""
-        self._forking += 1
-        self._no_start_forks.clear()
-        try:
-            return await self._make()
-        finally:
-            self._forking -= 1
-            if not self._forking:
-                self._no_start_forks.set()
+    def _take_ready_made(self) -> Sandbox | None:
+        while self._pool:
+            sandbox = self._pool.popleft()
+            sandbox.exited.remove_done_callback(self._lost)
+            if sandbox.sound:
+                return sandbox
+            self._spawn(sandbox.close())
+        return None
+
+    def _start_over(self, _started: asyncio.Future[None] | None = None) -> None:
+        self._starts -= 1
+        self._last_start_over_s = self._now()
+        if self._starts < MANY_STARTS:
+            self._few_starts.set()
 
     async def _make(self) -> Sandbox:
         zygote = await self._running_zygote()
@@ -271,9 +283,11 @@ class Supply:
 
     async def _give_way(self) -> None:
         """Wait while starts need the CPU more than the pool does."""
-        await self._no_start_forks.wait()
-        if self._pool:
-            await asyncio.sleep(max(0.0, self._demand.at + REFILL_DELAY_S - self._now()))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(self._demand.at + MAX_START_S):
+                await self._few_starts.wait()
+        if self._few_starts.is_set():
+            await asyncio.sleep(max(0.0, self._last_start_over_s + REFILL_DELAY_S - self._now()))
 
     def _size(self) -> int:
         """How many blank sandboxes are to wait now."""
