@@ -16,12 +16,22 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from benchmarks.bounds import MIN_ENVIRONMENTS, memory_rows, timed_rows
+from benchmarks.bounds import IDLE_ENVIRONMENTS, MIN_ENVIRONMENTS, idle_row, memory_rows, timed_rows
 from benchmarks.cluster import cluster
-from benchmarks.floors import Echo, FloorMissingError, bwrap_command, bwrap_rate, echo, run_ms
-from benchmarks.invocations import EVENT, FULL_MIB, Suite
+from benchmarks.floors import (
+    Echo,
+    FloorMissingError,
+    bwrap_burst_ms,
+    bwrap_command,
+    bwrap_rate,
+    echo,
+    idle_python_mib,
+    run_ms,
+)
+from benchmarks.invocations import BURST, EVENT, FULL_MIB, Suite
 from benchmarks.measure import percentile
 from benchmarks.rows import Row, as_json, as_table
+from benchmarks.sandbox_overhead import sandbox_overhead
 from benchmarks.sandbox_rate import sandbox_rate
 from lambent import AsyncClient
 
@@ -30,7 +40,10 @@ _MEMORY_MIB = 262_144
 
 _ENVIRONMENT_COUNTS = (1, 10, 100)
 _FUNCTION_COUNTS = (1, 100, 1_000)
-_STEPS_OF_A_ROUND = 5
+_STEPS_OF_A_ROUND = 7
+
+_FILLED_AT_ONCE = 40
+"""Of the idle environments: a busy machine cannot start two hundred while all of them sleep."""
 
 _SUSTAINED_S = 10.0
 
@@ -95,10 +108,11 @@ def main(rounds: int, json_path: Path | None, *, scaling: bool) -> None:
 
 
 async def _measure(rounds: int, *, scaling: bool) -> Measurement:
-    steps = rounds * _STEPS_OF_A_ROUND + 1
+    steps = rounds * _STEPS_OF_A_ROUND + 2
     progress = Progress(steps + (len(_ENVIRONMENT_COUNTS + _FUNCTION_COUNTS) if scaling else 0))
     async with echo() as floor:
         found = await _bounds(floor, rounds, progress)
+        found.rows.append(await _idle_environments(progress))
         if scaling:
             found.rows += await _growing_environments(floor, progress)
             found.rows += await _growing_functions(floor, progress)
@@ -167,10 +181,31 @@ async def _round(
             samples["bwrap"].append(await asyncio.to_thread(run_ms, bwrap))
         samples["cold"] += await suite.cold_ms(1, FULL_MIB)
     samples["cold 128"] += await suite.cold_ms(5, 128)
+    progress.begin(f"{title}: cold starts with an empty pool")
+    for _ in range(3):
+        durations, after_ms = await suite.exhausted_ms()
+        samples["burst"].append(max(durations))
+        samples["exhausted"] += [] if after_ms is None else [after_ms]
+        if bwrap is not None:
+            samples["bwrap burst"].append(max(await bwrap_burst_ms(bwrap, BURST)))
+    progress.begin(f"{title}: what the sandbox costs a warm call")
+    full_ms, bare_ms = await sandbox_overhead()
+    samples["sandbox"].append(full_ms)
+    samples["bare sandbox"].append(bare_ms)
     progress.begin(f"{title}: sandboxes a second")
     if bwrap is not None:
         samples["bwrap rate"].append(await bwrap_rate())
     samples["sandbox rate"].append(await sandbox_rate(_SUSTAINED_S))
+
+
+async def _idle_environments(progress: Progress) -> Row:
+    """Take the memory of many small environments, on a fresh cluster: larger ones would take the CPUs from them."""
+    progress.begin(f"{IDLE_ENVIRONMENTS} idle environments")
+    async with AsyncExitStack() as stack:
+        suite = await _suite(stack)
+        for count in range(_FILLED_AT_ONCE, IDLE_ENVIRONMENTS + 1, _FILLED_AT_ONCE):
+            await suite.fill_environments(count)
+        return idle_row(suite.memory(), idle_python_mib(suite.python))
 
 
 async def _growing_environments(floor: Echo, progress: Progress) -> list[Row]:

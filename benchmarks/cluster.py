@@ -55,6 +55,10 @@ class BenchmarkCluster:
         }
         return {zygote: environments for zygote, environments in found.items() if environments}
 
+    def sandboxes(self) -> int:
+        """Count the sandboxes of all agents, blank or not; quick."""
+        return sum(len(children(zygote)) for zygote in self.zygotes())
+
 
 def _has_code(reaper: int) -> bool:
     try:

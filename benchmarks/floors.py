@@ -16,7 +16,7 @@ import grpc.aio
 
 from benchmarks.echo_server import METHOD
 from benchmarks.measure import rate_per_s, sequential_ms
-from benchmarks.processes import cpu_seconds
+from benchmarks.processes import cpu_seconds, pss_mib
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -94,6 +94,29 @@ def bwrap_command(python: str, search_path: str | None = None) -> list[str]:
     command = [bwrap, "--unshare-all", *binds, "--proc", "/proc", "--dev", "/dev", python, "-I", "-S", "-c", "pass"]
     run_ms(command)
     return command
+
+
+async def bwrap_burst_ms(command: list[str], count: int) -> list[float]:
+    """Time commands of bubblewrap that all begin at once, in milliseconds each."""
+    start = time.perf_counter()
+
+    async def run() -> float:
+        process = await asyncio.create_subprocess_exec(*command, stdin=asyncio.subprocess.DEVNULL)
+        assert await process.wait() == 0, "bwrap failed"
+        return (time.perf_counter() - start) * 1e3
+
+    return await asyncio.gather(*(run() for _ in range(count)))
+
+
+def idle_python_mib(python: str) -> float:
+    """Give the proportional set size of an interpreter that waits for its standard input, with nothing loaded."""
+    wait = "import sys; sys.stdout.write('waits'); sys.stdout.flush(); sys.stdin.read()"
+    with subprocess.Popen([python, "-c", wait], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.read(5) == b"waits"
+        size_mib = pss_mib(process.pid)
+        process.communicate()
+    return size_mib
 
 
 async def bwrap_rate() -> float:

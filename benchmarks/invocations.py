@@ -10,7 +10,7 @@ import statistics
 import sys
 import time
 import zipfile
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field, fields
 
 from benchmarks.cluster import BenchmarkCluster
@@ -37,6 +37,12 @@ EVENT = b'{"key": "' + b"x" * 88 + b'"}'
 FULL_MIB = 1769
 """AWS Lambda: memory that comes with one whole CPU."""
 
+_SMALL_MIB = 128
+"""AWS Lambda: the least. Fifty of a whole CPU each do not fit on two cores."""
+
+BURST = 50
+"""First calls at once: the next one is the 51st."""
+
 _COLD_SPACING_S = 0.2
 """A real first call meets an idle machine; attaching to a v1 cgroup then waits for a grace period."""
 
@@ -45,6 +51,12 @@ _WARM_UP = 200
 _DEPLOYMENTS_IN_FLIGHT = 8
 
 _FILL_ATTEMPTS = 6
+
+_FUNCTION_TIMEOUT_S = 60
+_MAX_SLEEP_S = _FUNCTION_TIMEOUT_S - 10
+
+_END_TIMEOUT_S = 60.0
+"""For environments to end after their functions have been deleted; less than a second as a rule."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +111,9 @@ class Suite:
 
     async def _deploy(self, name: str, handler: str, memory_mib: int) -> None:
         handler = f"functions.{handler}"
-        await self.client.deploy(name, _package(), handler=handler, memory_mib=memory_mib, timeout_s=60)
+        await self.client.deploy(
+            name, _package(), handler=handler, memory_mib=memory_mib, timeout_s=_FUNCTION_TIMEOUT_S
+        )
 
     async def warm_ms(self, name: str, count: int) -> list[float]:
         """Time sequential calls of a warm function."""
@@ -119,11 +133,9 @@ class Suite:
             name = f"cold-{len(self.cold_starts)}"
             await self._deploy(name, "empty", memory_mib)
             await asyncio.sleep(spacing_s)
-            start = time.perf_counter()
-            result = await self.client.invoke(name, EVENT)
-            durations.append((time.perf_counter() - start) * 1e3)
-            assert result.cold_start_phases is not None
-            self.cold_starts.append(result.cold_start_phases)
+            duration_ms, phases = await self._first_call(name)
+            durations.append(duration_ms)
+            self.cold_starts.append(phases)
             await self.client.functions.delete(name)
         return durations
 
@@ -135,6 +147,47 @@ class Suite:
             )
             for phase in fields(ColdStartPhases)
         }
+
+    async def exhausted_ms(self) -> tuple[list[float], float | None]:
+        """Call new functions at once, as many as empty the pool and at least 50, and then one more.
+
+        Returns:
+            What the calls at once took, in milliseconds, and what the one took that came when the last of them had been
+            answered; None when the pool had something again, so that it is not what it is to be.
+        """
+        alive = (await self.client.status()).environments
+        blank = self.cluster.sandboxes() - sum(map(len, self.cluster.environments().values()))
+        names = [f"burst-{number}" for number in range(max(BURST, blank) + 1)]
+        await self._at_once(names, lambda name: self._deploy(name, "empty", _SMALL_MIB))
+        await asyncio.sleep(_COLD_SPACING_S)
+        before = self.cluster.sandboxes()
+        *burst, after = names
+        durations = [ms for ms, _phases in await asyncio.gather(*map(self._first_call, burst))]
+        exhausted = self.cluster.sandboxes() == before - blank + len(burst)
+        last_ms, _phases = await self._first_call(after)
+        await self._at_once(names, self.client.functions.delete)
+        async with asyncio.timeout(_END_TIMEOUT_S):
+            while (await self.client.status()).environments > alive:  # noqa: ASYNC110 - there is no event to wait for
+                await asyncio.sleep(_COLD_SPACING_S)
+        return durations, last_ms if exhausted else None
+
+    async def _first_call(self, name: str) -> tuple[float, ColdStartPhases]:
+        start = time.perf_counter()
+        result = await self.client.invoke(name, EVENT)
+        duration_ms = (time.perf_counter() - start) * 1e3
+        assert result.cold_start_phases is not None
+        return duration_ms, result.cold_start_phases
+
+    async def _at_once(self, names: list[str], act: Callable[[str], Awaitable[object]]) -> None:
+        gate = asyncio.Semaphore(_DEPLOYMENTS_IN_FLIGHT)
+
+        async def with_gate(name: str) -> None:
+            async with gate:
+                await act(name)
+
+        async with asyncio.TaskGroup() as acts:
+            for name in names:
+                acts.create_task(with_gate(name))
 
     @contextlib.asynccontextmanager
     async def large_payloads(self) -> AsyncIterator[None]:
@@ -172,7 +225,7 @@ class Suite:
             if alive >= count:
                 break
             burst = count - alive + self.sleepers
-            event = {"seconds": (1 + burst / 50) * 2**attempt}
+            event = {"seconds": min((1 + burst / 50) * 2**attempt, _MAX_SLEEP_S)}
             async for _ in self.client.map("sleeper", [event] * burst, concurrency=burst):
                 pass
             before, alive = alive, (await self.client.status()).environments
@@ -182,15 +235,8 @@ class Suite:
     async def fill_functions(self, count: int) -> int:
         """Have `count` functions deployed, of which nobody calls the new ones; gives how many there are."""
         deployed = len([function async for function in self.client.functions.list()])
-        gate = asyncio.Semaphore(_DEPLOYMENTS_IN_FLIGHT)
-
-        async def deploy(number: int) -> None:
-            async with gate:
-                await self._deploy(f"idle-{number}", "empty", 128)
-
-        async with asyncio.TaskGroup() as deployments:
-            for number in range(deployed, count):
-                deployments.create_task(deploy(number))
+        names = [f"idle-{number}" for number in range(deployed, count)]
+        await self._at_once(names, lambda name: self._deploy(name, "empty", 128))
         return len([function async for function in self.client.functions.list()])
 
     def memory(self) -> Memory:

@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from benchmarks.floors import FloorMissingError, bwrap_command, echo, run_ms
+from benchmarks.floors import FloorMissingError, bwrap_command, echo, idle_python_mib, run_ms
 from benchmarks.measure import percentile, rate_per_s, sequential_ms
 from benchmarks.processes import arguments, children, descendants, name, pss_mib
+from benchmarks.sandbox_overhead import sandbox_overhead
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -85,6 +86,17 @@ def test_floor_of_a_cold_start_runs_the_interpreter(tmp_path: Path) -> None:
     assert run_ms(command) > 0
     assert command[-5:] == [sys.executable, "-I", "-S", "-c", "pass"]
     assert "--unshare-all" in (tmp_path / "bwrap.arguments").read_text()
+
+
+def test_an_idle_interpreter_has_memory_of_its_own() -> None:
+    """Its heap alone is more than a MiB."""
+    assert 1 < idle_python_mib(sys.executable) < 30
+
+
+async def test_the_sandbox_is_measured_with_its_protections_and_without() -> None:
+    """Each is looked at from outside before it is called; what a filter costs is microseconds."""
+    full_ms, bare_ms = await sandbox_overhead()
+    assert 0 < bare_ms < 100 * full_ms
 
 
 def test_an_ended_process_has_nothing() -> None:

@@ -6,7 +6,7 @@ import io
 import math
 
 import pytest
-from benchmarks.bounds import MIN_ENVIRONMENTS, memory_rows, timed_rows
+from benchmarks.bounds import MIN_ENVIRONMENTS, idle_row, memory_rows, timed_rows
 from benchmarks.invocations import Memory
 from benchmarks.rows import Row, as_json, as_table
 from rich.console import Console
@@ -63,9 +63,10 @@ def test_a_figure_that_is_only_reported_cannot_be_missed() -> None:
 
 def test_a_run_without_any_sample_misses_every_bound() -> None:
     """No row with a bound is built in a way that lets nothing pass."""
-    rows = timed_rows({}, "bubblewrap is not installed") + memory_rows(Memory(None, None, None, None, None, 0))
+    nothing = Memory(None, None, None, None, None, 0)
+    rows = [*timed_rows({}, "bubblewrap is not installed"), *memory_rows(nothing), idle_row(nothing, 3.0)]
     bounded = [row for row in rows if row.must is not None]
-    assert len(bounded) == 8
+    assert len(bounded) == 11
     assert not any(row.reached for row in bounded)
 
 
@@ -79,12 +80,19 @@ def test_what_bubblewrap_is_the_floor_of_is_missed_without_it() -> None:
         "invocations rate": 9.0,
         "echo rate": 1.0,
         "cold": 1.0,
+        "exhausted": 1.0,
+        "sandbox": 1.0,
+        "bare sandbox": 1.0,
         "sandbox rate": 9.0,
     }
     rows = timed_rows({name: [value] for name, value in good.items()}, "bubblewrap is not installed")
     missed = {row.figure: row.verdict for row in rows if not row.reached}
     assert set(missed.values()) == {"missed: bubblewrap is not installed"}
-    assert list(missed) == ["cold start p50, 1,769 MB, 200 ms apart", "sandboxes made and ended, sustained"]
+    assert list(missed) == [
+        "cold start p50, 1,769 MB, 200 ms apart",
+        "cold start p50, the 51st of 50 at once",
+        "sandboxes made and ended, sustained",
+    ]
 
 
 def test_few_environments_do_not_give_the_memory_of_one() -> None:
@@ -94,6 +102,13 @@ def test_few_environments_do_not_give_the_memory_of_one() -> None:
     )
     assert enough.reached
     assert few.verdict == f"missed: only {MIN_ENVIRONMENTS - 1} are alive"
+
+
+def test_idle_environments_are_compared_when_there_are_enough() -> None:
+    """Half of what a bare interpreter takes, of two hundred."""
+    many, few = (idle_row(Memory(None, None, None, None, 1.5, count), 3.0) for count in (200, 199))
+    assert many.reached
+    assert few.verdict == "missed: only 199 are alive"
 
 
 def test_table_and_json_tell_the_same() -> None:

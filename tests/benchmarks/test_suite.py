@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 from benchmarks.cluster import cluster
-from benchmarks.invocations import Suite
+from benchmarks.invocations import BURST, Suite
 from benchmarks.processes import descendants
 from tests.cluster import leftovers
 
@@ -32,6 +32,15 @@ async def test_functions_of_the_rounds_answer(suite: Suite) -> None:
     assert len(await suite.warm_ms("empty", 5)) == len(await suite.warm_ms("empty-128", 5)) == 5
     assert (await suite.client.invoke("large", b'"four"')).json() == 4
     assert [cold > 0 for cold in await suite.cold_ms(1, 128)] == [True]
+
+
+async def test_a_burst_empties_the_pool(suite: Suite) -> None:
+    """The call after it finds nothing ready-made, and its sandboxes end with their functions."""
+    await suite.prepare_empty()
+    durations, after_ms = await suite.exhausted_ms()
+    assert len(durations) >= BURST
+    assert min(durations) > 0
+    assert after_ms is None or after_ms > 0  # a busy machine may have filled the pool in between
 
 
 async def test_environments_are_alive_as_counted(suite: Suite) -> None:
