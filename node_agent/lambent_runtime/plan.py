@@ -25,6 +25,7 @@ class Plan:
 
     def __init__(self) -> None:
         self._calls: list[tuple[Callable[..., int], tuple[object, ...], Register | None, int]] = []
+        self._constants: dict[int, ctypes.c_long] = {}
 
     def add(
         self, name: str, *arguments: int | bytes | Register | None, result: Register | None = None, ignored: int = 0
@@ -38,8 +39,12 @@ class Plan:
             ignored: An `errno` that is no failure.
         """
         # Registers of the machine are 64 bits wide, and a function takes of them what it declares.
-        wide = tuple(ctypes.c_long(value) if isinstance(value, int) else value for value in arguments)
+        wide = tuple(self._constant(value) if isinstance(value, int) else value for value in arguments)
         self._calls.append((getattr(_libc, name), wide, result, ignored))
+
+    def _constant(self, value: int) -> ctypes.c_long:
+        """Give a number as an argument; the same number is the same object, so that calls write to few pages."""
+        return self._constants.setdefault(value, ctypes.c_long(value))
 
     def carry_out(self) -> None:
         """Make the calls.
