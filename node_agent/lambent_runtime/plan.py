@@ -19,6 +19,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 Register = ctypes.c_long
 """An argument whose value is known only later: set its `value`, or let a call's result become it."""
 
+Text = ctypes.Array[ctypes.c_char]
+"""Bytes that are known only later: written into before the calls are made."""
+
 
 class Plan:
     """Calls of the C library, made in order by `carry_out`."""
@@ -28,7 +31,11 @@ class Plan:
         self._constants: dict[int, ctypes.c_long] = {}
 
     def add(
-        self, name: str, *arguments: int | bytes | Register | None, result: Register | None = None, ignored: int = 0
+        self,
+        name: str,
+        *arguments: int | bytes | Register | Text | None,
+        result: Register | None = None,
+        ignored: int = 0,
     ) -> None:
         """Add a call.
 
@@ -62,8 +69,10 @@ class Plan:
 
 
 def _text(function: Callable[..., int], arguments: tuple[object, ...]) -> str:
-    words = (
-        os.fsdecode(value) if isinstance(value, bytes) else str(value.value) if isinstance(value, Register) else "NULL"
-        for value in arguments
-    )
-    return f"{function.__name__}({', '.join(words)})"
+    return f"{function.__name__}({', '.join(map(_word, arguments))})"
+
+
+def _word(value: object) -> str:
+    if isinstance(value, Register):
+        return str(value.value)
+    return os.fsdecode(bytes(value)) if isinstance(value, (bytes, ctypes.Array)) else "NULL"

@@ -33,7 +33,7 @@ EMPTY_DIRECTORIES = ("proc", "var/task", "var/empty", "var/tmp", "tmp", "opt", "
 """Mount points of the sandbox recipe and places that programs expect to exist."""
 
 ETC_TEXT = {
-    "group": "root:x:0:\n",
+    "group": "root:x:0:\nnogroup:x:65534:\n",
     "hostname": "localhost\n",
     "hosts": "127.0.0.1 localhost\n::1 localhost\n",
     "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\nprotocols: files\nservices: files\n",

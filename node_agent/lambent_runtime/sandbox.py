@@ -16,6 +16,7 @@ import struct
 
 from . import linux
 from .plan import Plan, Register
+from .user_namespace import UserNamespace
 
 NAMESPACES = (
     linux.CLONE_NEWNS  # mounts of its own, a copy of the zygote's few
@@ -76,10 +77,14 @@ class Recipe:
         targets: Where the slot's mounts belong.
         groups: Number of cgroup hierarchies.
         filters: Programs against system calls, in the order in which they are installed.
+        user_namespace: Give it a user namespace of its own, which not every kernel allows.
     """
 
-    def __init__(self, targets: tuple[str, ...], groups: int, filters: tuple[bytes, ...]) -> None:
+    def __init__(
+        self, targets: tuple[str, ...], groups: int, filters: tuple[bytes, ...], *, user_namespace: bool
+    ) -> None:
         self._uid = Register()
+        self._user_namespace = UserNamespace() if user_namespace else None
         self._control = Register()
         self._mounts = tuple(Register() for _ in targets)
         self._groups = tuple(Register() for _ in range(groups))
@@ -97,6 +102,8 @@ class Recipe:
             mounts: Detached mounts, in the order of the targets; the agent has made them slaves of its own.
         """
         self._uid.value, self._control.value = uid, control
+        if self._user_namespace is not None:
+            self._user_namespace.set_uid(uid, uid)
         for register, fd in zip(self._groups + self._mounts, groups + mounts):  # noqa: B905 - newer than CPython 3.9
             register.value = fd
 
@@ -175,26 +182,32 @@ class Recipe:
 
     def _drop_privileges(self) -> None:
         call = self._plan.add
-        # 10. No capability can come back by execve, and UID 0 (which nobody here can become) would mean nothing.
-        for capability in linux.known_capabilities():
-            self._prctl(linux.PR_CAPBSET_DROP, capability)
-        self._prctl(linux.PR_SET_SECUREBITS, linux.SECUREBITS_LOCKED)
-        # 11. Groups before UID: without CAP_SETGID they could not be changed any more.
+        # 10. From here on a change of UID leaves the capabilities as they are, for the steps that need them.
+        self._prctl(linux.PR_SET_SECUREBITS, linux.SECBIT_NO_SETUID_FIXUP)
+        # 11. Groups before UID: the user namespace is its maker's, and the maker shall be nobody else.
         call("setgroups", 0, None)
         call("setresgid", self._uid, self._uid, self._uid)
         call("setresuid", self._uid, self._uid, self._uid)
-        # 12. After step 10 a change of UID does not empty the capability sets as it usually would: each by name.
+        # 12. A user namespace that holds this UID and nothing else. All others stay of the one around it, where the
+        # process has lost every capability now.
+        if self._user_namespace is not None:
+            self._user_namespace.describe(self._plan)
+        # 13. No capability can come back by execve, and UID 0 (which nobody here can become) would mean nothing.
+        for capability in linux.known_capabilities():
+            self._prctl(linux.PR_CAPBSET_DROP, capability)
+        self._prctl(linux.PR_SET_SECUREBITS, linux.SECUREBITS_LOCKED)
+        # 14. The other sets, each by name.
         self._prctl(linux.PR_CAP_AMBIENT, linux.PR_CAP_AMBIENT_CLEAR_ALL)
         call("capset", struct.pack("Ii", linux.CAPABILITY_VERSION_3, 0), bytes(24))
         self._prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
-        # 13. Same UID as the function's code, so: no ptrace of this process, none of its /proc files readable.
+        # 15. Same UID as the function's code, so: no ptrace of this process, none of its /proc files readable.
         self._prctl(linux.PR_SET_DUMPABLE, 0)
-        # 14. Dies with the zygote, which dies with the agent. After step 11, which would clear it.
+        # 16. Dies with the zygote, which dies with the agent. After step 11, which would clear it.
         self._prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
 
     def _close_descriptors(self) -> None:
         call = self._plan.add
-        # 15. Standard streams to the sandbox's own /dev/null, and nothing else but the control socket.
+        # 17. Standard streams to the sandbox's own /dev/null, and nothing else but the control socket.
         null = Register()
         call("open", b"/dev/null", os.O_RDWR | os.O_CLOEXEC, result=null)
         for standard in (0, 1, 2):
@@ -202,13 +215,13 @@ class Recipe:
         call("dup2", self._control, CONTROL)
         call("syscall", linux.SYS_CLOSE_RANGE, CONTROL + 1, linux.LAST_DESCRIPTOR, 0)
         call("signalfd", -1, _SIGCHLD_SET, os.O_CLOEXEC | os.O_NONBLOCK)  # becomes CHILDREN, the lowest number free
-        # 16. New files are as usual; the directory exists in every sandbox.
+        # 18. New files are as usual; the directory exists in every sandbox.
         call("umask", 0o022)
         call("chdir", b"/")
         call("prctl", linux.PR_SET_NAME, PROCESS_NAME, 0, 0, 0)
 
     def _filter_system_calls(self) -> None:
-        # 17. Last, since the steps above need what it refuses. Inherited by every process of the sandbox, for good.
+        # 19. Last, since the steps above need what it refuses. Inherited by every process of the sandbox, for good.
         for program in self._filters:
             self._plan.add("prctl", linux.PR_SET_SECCOMP, linux.SECCOMP_MODE_FILTER, program, 0, 0)
 

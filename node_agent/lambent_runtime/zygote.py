@@ -19,8 +19,13 @@ import socket
 import struct
 import sys
 import time
+from functools import partial
+from typing import TYPE_CHECKING
 
 from . import bootstrap, handler, heap, linux, messages, reaper, root, sandbox
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 PRELOADED = (
     "argparse", "ast", "asyncio", "base64", "bisect", "calendar", "collections.abc", "concurrent.futures",
@@ -45,7 +50,16 @@ _KEPT_BYTES = 16 * 1024 * 1024
 gets of it. Given back, each page is cleared and faulted in anew for the next event: three times the work of parsing."""
 
 
-def main(connection_fd: int, agent_pid: int, base: str, package: str, *, filters: str, prefixes: list[str]) -> None:
+def main(
+    connection_fd: int,
+    agent_pid: int,
+    base: str,
+    package: str,
+    *,
+    filters: str,
+    user_namespace: bool,
+    prefixes: list[str],
+) -> None:
     """Run as zygote until the agent closes the connection; in forks, as reaper and runtime.
 
     Args:
@@ -54,6 +68,7 @@ def main(connection_fd: int, agent_pid: int, base: str, package: str, *, filters
         base: Empty directory to build the root on.
         package: Directory of this package.
         filters: What sandboxes install against system calls, in order: hexadecimal, between commas.
+        user_namespace: Give each sandbox a user namespace of its own.
         prefixes: Directories outside `/usr` that this interpreter needs.
     """
     linux.set_parent_death_signal(signal.SIGKILL)
@@ -77,7 +92,8 @@ def main(connection_fd: int, agent_pid: int, base: str, package: str, *, filters
     bytes(_KEPT_BYTES // 2)
 
     programs = tuple(bytes.fromhex(program) for program in filters.split(",") if program)
-    recipe, control = _serve(socket.socket(fileno=connection_fd), namespace, programs)
+    new_recipe = partial(sandbox.Recipe, filters=programs, user_namespace=user_namespace)
+    recipe, control = _serve(socket.socket(fileno=connection_fd), namespace, new_recipe)
 
     # From here on: PID 1 of a sandbox.
     try:
@@ -111,9 +127,11 @@ def _preload() -> None:
     random.getrandbits(1)
 
 
-def _serve(connection: socket.socket, namespace: int, filters: tuple[bytes, ...]) -> tuple[sandbox.Recipe, int]:
+def _serve(
+    connection: socket.socket, namespace: int, new_recipe: Callable[[tuple[str, ...], int], sandbox.Recipe]
+) -> tuple[sandbox.Recipe, int]:
     """Serve fork orders; returns only in a forked child, with its recipe and the descriptor of its control socket."""
-    recipe, prepared_for = sandbox.Recipe((), 0, filters), ((), 0)
+    recipe, prepared_for = new_recipe((), 0), ((), 0)
     messages.send(connection, {"event": "ready"})
     while True:
         message, descriptors = messages.receive(connection)
@@ -124,7 +142,7 @@ def _serve(connection: socket.socket, namespace: int, filters: tuple[bytes, ...]
         control, mounts, groups = descriptors[0], descriptors[1 : 1 + len(targets)], descriptors[1 + len(targets) :]
         if prepared_for != (tuple(targets), len(groups)):  # as a rule, only before the first fork
             prepared_for = tuple(targets), len(groups)
-            recipe = sandbox.Recipe(*prepared_for, filters)
+            recipe = new_recipe(*prepared_for)
         recipe.fill_in(int(str(message["uid"])), control, groups, mounts)
         try:
             linux.unshare(linux.CLONE_NEWPID)

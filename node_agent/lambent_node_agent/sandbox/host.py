@@ -13,7 +13,7 @@ import structlog
 
 from lambent_node_agent.cgroups import CgroupError, Tree, read_layout
 
-from . import interpreters, mounts
+from . import interpreters, mounts, user_namespaces
 from .demand import Bounds
 from .ephemeral_storage import ImageStorage, MemoryStorage
 from .errors import SandboxError
@@ -103,6 +103,9 @@ class SandboxHost:
         async with self._resources:
             slots = self._prepare()
             filters = _filters(self._config.allow_missing)
+            objection = await user_namespaces.objection(slots.first_uid)
+            if objection is not None:
+                log.warning("no_user_namespaces", reason=objection)
             found = await interpreters.discover(self._config.search_path)
             turn = asyncio.Lock()
             bounds = Bounds.of(self._config.pool_size, self._config.memory_mib)
@@ -112,6 +115,7 @@ class SandboxHost:
                     self._directory / f"root-{runtime}",
                     slots,
                     filters=filters,
+                    user_namespace=objection is None,
                     bounds=bounds,
                     turn=turn,
                 )

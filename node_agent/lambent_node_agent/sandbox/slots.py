@@ -25,6 +25,8 @@ MAX_PROCESSES = 1024
 PLACES = {"task": "/var/task", "tmp": "/tmp", "passwd": "/etc/passwd"}  # noqa: S108 - the sandbox's own /tmp
 """A slot's places on the host side, and where each appears in the sandbox."""
 _WRITABLE = frozenset({"tmp"})
+_NOBODY = "nobody:x:65534:65534::/:/sbin/nologin\n"
+"""Whose every file is that is of no UID in the sandbox's user namespace: what it did not write itself."""
 _REMOVE_TIMEOUT_S = 5.0
 
 
@@ -118,13 +120,16 @@ class SlotTable:
         tree: The owner's control groups.
         storage: Makes their /tmp.
         first_uid: UID of slot 0; the others follow.
+
+    Attributes:
+        first_uid: The same.
     """
 
     def __init__(self, directory: Path, tree: Tree, storage: Storage, first_uid: int) -> None:
         self._directory = directory
         self._tree = tree
         self._storage = storage
-        self._first_uid = first_uid
+        self.first_uid = first_uid
         self._free: list[Slot] = []
         self._soiled: list[Slot] = []  # given back and not clean yet: nobody's, and to be tried again
         self._unused = 0
@@ -201,7 +206,7 @@ class SlotTable:
             self._directory.rmdir()
 
     def _make(self, index: int) -> Slot:
-        uid = self._first_uid + index
+        uid = self.first_uid + index
         directory = self._directory / str(index)
         try:
             group = self._tree.make_group(str(index))
@@ -211,7 +216,7 @@ class SlotTable:
             group.limit_processes(MAX_PROCESSES)
             with mounts.reported(f"making of slot {index}"):
                 directory.mkdir()
-                mounts.make_slot_mount(directory, f"sbx_user{index}:x:{uid}:{uid}::/:/sbin/nologin\n")
+                mounts.make_slot_mount(directory, f"sbx_user{index}:x:{uid}:{uid}::/:/sbin/nologin\n{_NOBODY}")
         except (SandboxError, CgroupError) as error:
             group.remove()
             _remove_directory(directory)

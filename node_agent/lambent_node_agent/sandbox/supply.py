@@ -55,6 +55,7 @@ class Supply:
         base: Directory for the zygote's root; made when absent.
         slots: Where sandboxes get their slots.
         filters: What they install against system calls, in order.
+        user_namespace: Give each a user namespace of its own.
         bounds: Of the blank sandboxes kept ready, from the first one that is asked for on.
         turn: Supplies that share it start their zygotes in the background one after the other.
     """
@@ -66,6 +67,7 @@ class Supply:
         slots: SlotTable,
         *,
         filters: Sequence[bytes],
+        user_namespace: bool,
         bounds: Bounds,
         turn: asyncio.Lock,
     ) -> None:
@@ -73,6 +75,7 @@ class Supply:
         self._base = base
         self._slots = slots
         self._filters = filters
+        self._user_namespace = user_namespace
         self._bounds = bounds
         self._demand = Demand()
         self._making_s = 0.0
@@ -211,7 +214,9 @@ class Supply:
                 await self._zygote.stop()
             with mounts.reported("directory of a zygote's root"):
                 self._base.mkdir(exist_ok=True)
-            self._zygote = await Zygote.start(self._interpreter, self._base, self._filters)
+            self._zygote = await Zygote.start(
+                self._interpreter, self._base, self._filters, user_namespace=self._user_namespace
+            )
             self._zygote.exited.add_done_callback(self._lost)
             return self._zygote
 

@@ -34,7 +34,9 @@ _START = """
 import sys
 sys.path.insert(0, sys.argv[5])
 from lambent_runtime import zygote
-zygote.main(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:5], filters=sys.argv[6], prefixes=sys.argv[7:])
+connection, agent, base, package, _path, filters, user_namespace, *prefixes = sys.argv[1:]
+zygote.main(int(connection), int(agent), base, package,
+            filters=filters, user_namespace=user_namespace == "1", prefixes=prefixes)
 """
 
 
@@ -58,13 +60,16 @@ class Zygote:
         self._loop.add_reader(connection.fileno(), self._read)
 
     @classmethod
-    async def start(cls, interpreter: Interpreter, base: Path, filters: Sequence[bytes]) -> Zygote:
+    async def start(
+        cls, interpreter: Interpreter, base: Path, filters: Sequence[bytes], *, user_namespace: bool
+    ) -> Zygote:
         """Start a zygote and wait until it serves.
 
         Args:
             interpreter: What to run.
             base: Empty directory for its root; it is mounted over in the zygote's namespace only.
             filters: What its sandboxes install against system calls, in order.
+            user_namespace: Give each a user namespace of its own.
 
         Raises:
             SandboxError: It did not come up; the reason is on the agent's stderr.
@@ -74,7 +79,7 @@ class Zygote:
         ours.setblocking(False)
         package = _PACKAGE
         arguments = [str(theirs.fileno()), str(os.getpid()), str(base), str(package), str(package.parent)]
-        arguments.append(",".join(program.hex() for program in filters))
+        arguments += [",".join(program.hex() for program in filters), str(int(user_namespace))]
         command = [str(interpreter.executable), "-I", "-S", "-c", _START, *arguments, *interpreter.prefixes]
         try:
             # Blocking, for the two milliseconds of a vfork: asyncio's own way may fork from another thread.
