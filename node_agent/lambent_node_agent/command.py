@@ -25,7 +25,9 @@ from lambent_common.priority import prefer_daemon
 from lambent_node_agent.config import AgentConfig, parse_labels, parse_protections
 from lambent_node_agent.daemon import serve
 from lambent_node_agent.environment.model import Lifetime
-from lambent_node_agent.sandbox import SandboxError, enter_private_mount_namespace
+from lambent_node_agent.isolation import Level
+from lambent_node_agent.rootless import enter_user_namespace, lock_dir
+from lambent_node_agent.sandbox import DEFAULT_LOCK_DIR, SandboxError, enter_private_mount_namespace
 
 
 @click.command()
@@ -109,6 +111,13 @@ from lambent_node_agent.sandbox import SandboxError, enter_private_mount_namespa
     metavar="HOURS",
     help="Replace an environment of this age, after the invocation that it serves.  [default: never]",
 )
+@click.option(
+    "--require-isolation",
+    type=click.Choice([level.value for level in Level]),
+    default=Level.REDUCED.value,
+    show_default=True,
+    help="Do not start where this machine protects itself less, whatever is allowed; see docs/security.md.",
+)
 @click.option("--ready-fd", type=int, hidden=True, help="Descriptor for the line that says where it serves.")
 @click.option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
@@ -131,10 +140,14 @@ def agent(  # noqa: PLR0917 - one parameter per option
     allow_missing: str,
     recycle_after_invocations: int | None,
     recycle_after_hours: float | None,
+    require_isolation: str,
     ready_fd: int | None,
     log_level: str,
 ) -> None:
-    r"""Run the agent of this machine, in the foreground, as root.
+    r"""Run the agent of this machine, in the foreground.
+
+    As root, or as a user whom the kernel lets have a user namespace: with what limits then is what `lambent doctor`
+    tells.
 
     \b
     Example, with etcd and NATS on this machine:
@@ -143,9 +156,10 @@ def agent(  # noqa: PLR0917 - one parameter per option
       lambent agent ... --recycle-after-hours 24
     """
     configure_logging("agent", level=log_level)
-    if os.geteuid() != 0:
-        raise click.ClickException("the agent makes namespaces and control groups, which only root may: run it as root")
     try:
+        confinement, locks = None, DEFAULT_LOCK_DIR
+        if os.geteuid() != 0:
+            confinement, locks = enter_user_namespace(), lock_dir(os.environ)
         node_id = node_id or socket.gethostname().partition(".")[0]
         config = AgentConfig(
             node_id=node_id,
@@ -164,6 +178,9 @@ def agent(  # noqa: PLR0917 - one parameter per option
             drain_s=drain_s,
             allow_missing=parse_protections(allow_missing),
             lifetime=Lifetime(recycle_after_invocations or math.inf, (recycle_after_hours or math.inf) * 3600),
+            require_isolation=Level(require_isolation),
+            lock_dir=locks,
+            confinement=confinement,
         )
         raise_open_files_limit()
         prefer_daemon()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from lambent.errors import InvalidParameterError
-from lambent_node_agent.sandbox import NEEDED_PROTECTIONS
+from lambent_node_agent import isolation
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from lambent_common.credentials import Credentials
     from lambent_node_agent.environment.model import Lifetime
+    from lambent_node_agent.sandbox import Confinement
 
 # They become parts of etcd's keys and of directory and cgroup names.
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
@@ -43,6 +44,9 @@ class AgentConfig:
         drain_s: How long running invocations may take after the order to stop.
         allow_missing: Protections without which functions may run all the same.
         lifetime: How long environments are to serve.
+        require_isolation: Level of isolation below which none may run, whatever is allowed.
+        lock_dir: Where the agents of this machine, or of one user, agree on owner marks and UIDs.
+        confinement: What an agent without root has; None as root.
     """
 
     node_id: str
@@ -61,6 +65,9 @@ class AgentConfig:
     drain_s: float
     allow_missing: frozenset[str]
     lifetime: Lifetime
+    require_isolation: isolation.Level
+    lock_dir: Path
+    confinement: Confinement | None
 
     def __post_init__(self) -> None:
         """Check what the command line cannot.
@@ -88,13 +95,17 @@ def parse_labels(labels: Sequence[str]) -> dict[str, str]:
     """Read `k=v` texts.
 
     Raises:
-        InvalidParameterError: A text has no `=`, or nothing before it.
+        InvalidParameterError: A text has no `=`, nothing before it, or a name that the agent gives itself.
     """
     parsed: dict[str, str] = {}
     for label in labels:
         key, separator, value = label.partition("=")
         if not key or not separator:
             raise InvalidParameterError(f"--label {label!r} is not of the form key=value")
+        if key.startswith(isolation.RESERVED_LABELS):
+            raise InvalidParameterError(
+                f"--label {label!r}: what begins with {isolation.RESERVED_LABELS} is the agent's"
+            )
         parsed[key] = value
     return parsed
 
@@ -106,8 +117,9 @@ def parse_protections(names: str) -> frozenset[str]:
         InvalidParameterError: A name is none of a protection that is needed.
     """
     parsed = frozenset(filter(None, names.split(",")))
-    if unknown := sorted(parsed.difference(NEEDED_PROTECTIONS)):
+    needed = [protection.value for protection in isolation.NEEDED]
+    if unknown := sorted(parsed.difference(needed)):
         raise InvalidParameterError(
-            f"--allow-missing {unknown[0]!r} is no protection that is needed: {', '.join(NEEDED_PROTECTIONS)}"
+            f"--allow-missing {unknown[0]!r} is no protection that is needed: {', '.join(needed)}"
         )
     return parsed

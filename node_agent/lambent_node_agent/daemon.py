@@ -21,6 +21,7 @@ from lambent_common.nats import connect_nats
 from lambent_common.packages import PackageStore
 from lambent_common.readiness import announce_ready
 from lambent_common.version import VERSION
+from lambent_node_agent import isolation
 from lambent_node_agent.admission import Admission, Resources
 from lambent_node_agent.code_cache import CodeCache
 from lambent_node_agent.idle.keeper import IdleKeeper
@@ -78,8 +79,11 @@ async def _open_sandboxes(config: AgentConfig, stack: AsyncExitStack) -> Sandbox
         owner=config.owner,
         pool_size=config.pool_size,
         memory_mib=config.memory_mib,
-        allow_missing=config.allow_missing,
         disk_mib=config.disk_mib,
+        lock_dir=config.lock_dir,
+        allow_missing=config.allow_missing,
+        required=config.require_isolation,
+        confinement=config.confinement,
     )
     try:
         sandboxes = await stack.enter_async_context(SandboxHost(sandbox_config))
@@ -180,7 +184,7 @@ class _Agent:
             node_id=self._config.node_id,
             address=address,
             capacity=self._capacity.as_map(),
-            labels=self._config.labels,
+            labels={**self._config.labels, **isolation.labels(self._sandboxes.missing)},
             runtimes=self._sandboxes.runtimes,
             agent_version=VERSION,
             start_time=start_time,

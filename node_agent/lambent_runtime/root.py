@@ -32,6 +32,9 @@ PROVIDED = ("snapshot_restore_py.py",)
 EMPTY_DIRECTORIES = ("proc", "var/task", "var/empty", "var/tmp", "tmp", "opt", "run")
 """Mount points of the sandbox recipe and places that programs expect to exist."""
 
+OTHER_PROC = "/run"
+"""Where a zygote without root shows its sandboxes the machine's procfs, until they have mounted their own."""
+
 ETC_TEXT = {
     "group": "root:x:0:\nnogroup:x:65534:\n",
     "hostname": "localhost\n",
@@ -50,7 +53,7 @@ _READ_ONLY = linux.MOUNT_ATTR_RDONLY | linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATT
 _ROOT_OPTIONS = "mode=0755,size=4m,nr_inodes=4096"
 
 
-def enter(base: str, package: str, prefixes: list[str]) -> None:
+def enter(base: str, package: str, prefixes: list[str], *, confined: bool) -> None:
     """Build the root on the empty directory `base` and pivot into it.
 
     Leaves the process in a mount namespace of its own, in which nothing of the host's tree is mounted any more.
@@ -59,6 +62,8 @@ def enter(base: str, package: str, prefixes: list[str]) -> None:
         base: An empty directory of the host.
         package: Directory of this package; appears at `/var/runtime/lambent_runtime`.
         prefixes: Directories outside `/usr` that the interpreter needs; each appears at its own path.
+        confined: The process is root in a user namespace alone, which may not make devices, and may mount procfs only
+            where it sees another one that is not masked.
 
     Raises:
         OSError: A step failed.
@@ -77,7 +82,11 @@ def enter(base: str, package: str, prefixes: list[str]) -> None:
     for name in EMPTY_DIRECTORIES:
         os.makedirs(f"{base}/{name}", exist_ok=True)
     _make_etc(f"{base}/etc")
-    _make_devices(f"{base}/dev")
+    if confined:
+        _bind_devices(f"{base}/dev")
+        linux.bind("/proc", base + OTHER_PROC, 0, recursive=True)
+    else:
+        _make_devices(f"{base}/dev")
     linux.mount(None, base, None, linux.MS_REMOUNT | linux.MS_BIND | linux.MS_RDONLY | linux.MS_NOSUID)
     os.chdir(base)
     # With both arguments the same, the old root is stacked on the new one and can be unmounted from there:
@@ -122,5 +131,18 @@ def _make_devices(target: str) -> None:
     for name, (major, minor) in DEVICES.items():
         os.mknod(f"{target}/{name}", stat.S_IFCHR | 0o666, os.makedev(major, minor))
         os.chmod(f"{target}/{name}", 0o666)  # noqa: S103 - the usual mode of these devices; mknod applied the umask
+    _link_devices(target)
+
+
+def _bind_devices(target: str) -> None:
+    os.makedirs(target)
+    for name in DEVICES:
+        with open(f"{target}/{name}", "wb"):
+            pass
+        linux.bind(f"/dev/{name}", f"{target}/{name}", linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NOEXEC)
+    _link_devices(target)
+
+
+def _link_devices(target: str) -> None:
     for name, link in DEVICE_LINKS.items():
         os.symlink(link, f"{target}/{name}")

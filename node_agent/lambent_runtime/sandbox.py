@@ -16,6 +16,7 @@ import struct
 
 from . import linux
 from .plan import Plan, Register
+from .root import OTHER_PROC
 from .user_namespace import UserNamespace
 
 NAMESPACES = (
@@ -52,9 +53,8 @@ READ_ONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys")
 `readonlyPaths`)."""
 
 LIMITS = (
-    # Measured on AWS Lambda: descriptors, processes of this UID, locked memory, stack.
+    # Measured on AWS Lambda: descriptors, locked memory, stack.
     (resource.RLIMIT_NOFILE, 1024, 1024),
-    (resource.RLIMIT_NPROC, 742, 742),
     (resource.RLIMIT_MEMLOCK, 65_536, 65_536),
     (resource.RLIMIT_STACK, 8_388_608, resource.RLIM_INFINITY),
     # AWS allows 10 GiB of core file. On a machine of one's own `core_pattern` may name a program of the host, which 0
@@ -63,6 +63,9 @@ LIMITS = (
     # POSIX message queues are kernel memory of the whole machine.
     (resource.RLIMIT_MSGQUEUE, 819_200, 819_200),
 )
+
+PROCESSES = 742
+"""Of this UID in this user namespace; measured on AWS Lambda."""
 
 _BEFORE_ALL_OTHERS = -20
 
@@ -78,13 +81,21 @@ class Recipe:
         groups: Number of cgroup hierarchies.
         filters: Programs against system calls, in the order in which they are installed.
         user_namespace: Give it a user namespace of its own, which not every kernel allows.
+        confined: The zygote is root in a user namespace alone.
     """
 
     def __init__(
-        self, targets: tuple[str, ...], groups: int, filters: tuple[bytes, ...], *, user_namespace: bool
+        self,
+        targets: tuple[str, ...],
+        groups: int,
+        filters: tuple[bytes, ...],
+        *,
+        user_namespace: bool,
+        confined: bool,
     ) -> None:
         self._uid = Register()
         self._user_namespace = UserNamespace() if user_namespace else None
+        self._confined = confined
         self._control = Register()
         self._mounts = tuple(Register() for _ in targets)
         self._groups = tuple(Register() for _ in range(groups))
@@ -92,18 +103,19 @@ class Recipe:
         self._plan = Plan()
         self._describe(targets)
 
-    def fill_in(self, uid: int, control: int, groups: list[int], mounts: list[int]) -> None:
+    def fill_in(self, uid: tuple[int, int], control: int, groups: list[int], mounts: list[int]) -> None:
         """Set what differs from fork to fork.
 
         Args:
-            uid: UID and GID of the sandbox, used by no other one on this machine.
+            uid: UID and GID of the sandbox, used by no other one on this machine: what it sees, what the zygote does.
             control: Descriptor of the control socket to the agent.
             groups: Descriptors of the groups' `tasks` or `cgroup.procs`, one for each hierarchy.
             mounts: Detached mounts, in the order of the targets; the agent has made them slaves of its own.
         """
-        self._uid.value, self._control.value = uid, control
+        inside, outside = uid
+        self._uid.value, self._control.value = outside, control
         if self._user_namespace is not None:
-            self._user_namespace.set_uid(uid, uid)
+            self._user_namespace.set_uid(inside, outside)
         for register, fd in zip(self._groups + self._mounts, groups + mounts):  # noqa: B905 - newer than CPython 3.9
             register.value = fd
 
@@ -151,6 +163,8 @@ class Recipe:
             call("syscall", linux.SYS_MOVE_MOUNT, mount, b"", linux.AT_FDCWD, place, linux.MOVE_MOUNT_F_EMPTY_PATH)
         # 4. Own /proc: shows this PID namespace only.
         call("mount", b"proc", b"/proc", b"proc", _PROC_FLAGS, None)
+        if self._confined:
+            call("umount2", os.fsencode(OTHER_PROC), linux.MNT_DETACH)
         # 5. What procfs says or does about the whole machine is hidden or read-only.
         for path in MASKED_FILES:
             self._mount_over(b"/dev/null", path, _READ_ONLY)
@@ -176,7 +190,7 @@ class Recipe:
         call = self._plan.add
         # 9. Limits of a process; those of the whole sandbox are its cgroups'.
         for limit, soft, hard in LIMITS:
-            call("setrlimit", limit, struct.pack("@ll", soft, hard))
+            self._limit(limit, soft, hard)
         # PID 1 does little, and must get to it whatever the function's thousand processes do; functions are ordinary.
         call("setpriority", os.PRIO_PROCESS, 0, _BEFORE_ALL_OTHERS, ignored=errno.EACCES)
 
@@ -185,13 +199,17 @@ class Recipe:
         # 10. From here on a change of UID leaves the capabilities as they are, for the steps that need them.
         self._prctl(linux.PR_SET_SECUREBITS, linux.SECBIT_NO_SETUID_FIXUP)
         # 11. Groups before UID: the user namespace is its maker's, and the maker shall be nobody else.
-        call("setgroups", 0, None)
+        # Where the agent's user namespace has one UID, the kernel lets nobody drop a group: they name no file in there.
+        call("setgroups", 0, None, ignored=errno.EPERM if self._confined else 0)
         call("setresgid", self._uid, self._uid, self._uid)
         call("setresuid", self._uid, self._uid, self._uid)
         # 12. A user namespace that holds this UID and nothing else. All others stay of the one around it, where the
         # process has lost every capability now.
         if self._user_namespace is not None:
             self._user_namespace.describe(self._plan)
+        # Not before: a user namespace passes the limit of its maker on to all UIDs around it, where sandboxes without
+        # UIDs of their own are counted together.
+        self._limit(resource.RLIMIT_NPROC, PROCESSES, PROCESSES)
         # 13. No capability can come back by execve, and UID 0 (which nobody here can become) would mean nothing.
         for capability in linux.known_capabilities():
             self._prctl(linux.PR_CAPBSET_DROP, capability)
@@ -225,6 +243,12 @@ class Recipe:
         for program in self._filters:
             self._plan.add("prctl", linux.PR_SET_SECCOMP, linux.SECCOMP_MODE_FILTER, program, 0, 0)
 
+    def _limit(self, limit: int, soft: int, hard: int) -> None:
+        if self._confined:  # root would raise what it was given
+            given = resource.getrlimit(limit)[1]
+            soft, hard = (value if given == resource.RLIM_INFINITY else _lower(value, given) for value in (soft, hard))
+        self._plan.add("setrlimit", limit, struct.pack("@ll", soft, hard))
+
     def _prctl(self, option: int, first: int) -> None:
         self._plan.add("prctl", option, first, 0, 0, 0)
 
@@ -242,3 +266,7 @@ class Recipe:
             len(argument),
             ignored=errno.ENOENT,
         )
+
+
+def _lower(limit: int, other: int) -> int:
+    return other if limit == resource.RLIM_INFINITY else min(limit, other)

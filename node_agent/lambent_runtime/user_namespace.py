@@ -55,13 +55,13 @@ def _write(plan: Plan, path: bytes, content: bytes | Text, length: int) -> None:
     plan.add("close", file)
 
 
-def attempt(uid: int) -> None:
+def attempt(inside: int, uid: int) -> None:
     """Take the steps in this process, as a sandbox of this UID would, and print why the kernel refuses one, if it does.
 
     The process is of no other use after it.
     """
     plan, namespace = Plan(), UserNamespace()
-    namespace.set_uid(uid, uid)
+    namespace.set_uid(inside, uid)
     plan.add("prctl", linux.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     plan.add("prctl", linux.PR_SET_SECUREBITS, linux.SECBIT_NO_SETUID_FIXUP, 0, 0, 0)
     plan.add("setresgid", uid, uid, uid)

@@ -58,6 +58,7 @@ def main(
     *,
     filters: str,
     user_namespace: bool,
+    confined: bool,
     prefixes: list[str],
 ) -> None:
     """Run as zygote until the agent closes the connection; in forks, as reaper and runtime.
@@ -69,6 +70,7 @@ def main(
         package: Directory of this package.
         filters: What sandboxes install against system calls, in order: hexadecimal, between commas.
         user_namespace: Give each sandbox a user namespace of its own.
+        confined: This process is root in a user namespace alone.
         prefixes: Directories outside `/usr` that this interpreter needs.
     """
     linux.set_parent_death_signal(signal.SIGKILL)
@@ -76,12 +78,14 @@ def main(
         return
     linux.set_process_name("lambent-zygote")
     linux.hide_arguments()  # they tell of the host
+    if confined:
+        _enter_pid_namespace()
     sys.dont_write_bytecode = True  # it runs as root, in directories of others
     _preload()
     # The package's place on the host is nothing that a function should look for modules in.
     sys.path[:] = [entry for entry in sys.path if entry != os.path.dirname(package)]
     namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
-    root.enter(base, package, prefixes)
+    root.enter(base, package, prefixes, confined=confined)
     linux.ignore_signal(signal.SIGCHLD)  # the kernel reaps; the agent watches each sandbox through its pidfd
     bootstrap.prepare()
     gc.collect()
@@ -92,7 +96,7 @@ def main(
     bytes(_KEPT_BYTES // 2)
 
     programs = tuple(bytes.fromhex(program) for program in filters.split(",") if program)
-    new_recipe = partial(sandbox.Recipe, filters=programs, user_namespace=user_namespace)
+    new_recipe = partial(sandbox.Recipe, filters=programs, user_namespace=user_namespace, confined=confined)
     recipe, control = _serve(socket.socket(fileno=connection_fd), namespace, new_recipe)
 
     # From here on: PID 1 of a sandbox.
@@ -105,6 +109,18 @@ def main(
 
     # From here on: the runtime process of the sandbox.
     bootstrap.run(orders)
+
+
+def _enter_pid_namespace() -> None:
+    """Go on as PID 1 of a PID namespace that belongs to our user namespace, while the process so far waits for our end.
+
+    The zygote goes back to its PID namespace after each fork, and to the machine's nobody may but root.
+    """
+    linux.unshare(linux.CLONE_NEWPID)
+    pid = os.fork()
+    if pid:
+        os._exit(os.WEXITSTATUS(os.waitpid(pid, 0)[1]))
+    linux.set_parent_death_signal(signal.SIGKILL)
 
 
 def _preload() -> None:
@@ -143,7 +159,7 @@ def _serve(
         if prepared_for != (tuple(targets), len(groups)):  # as a rule, only before the first fork
             prepared_for = tuple(targets), len(groups)
             recipe = new_recipe(*prepared_for)
-        recipe.fill_in(int(str(message["uid"])), control, groups, mounts)
+        recipe.fill_in((int(str(message["inside"])), int(str(message["uid"]))), control, groups, mounts)
         try:
             linux.unshare(linux.CLONE_NEWPID)
             pid = linux.fork()

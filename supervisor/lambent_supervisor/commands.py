@@ -19,11 +19,11 @@ from lambent.endpoint import DATA_DIR_VARIABLE, default_data_dir
 from lambent_common.machine import free_disk_mib, read_machine
 from lambent_common.programs import ETCD, NATS_SERVER
 
-from .daemons import Recycling, SchedulerOptions
+from .daemons import Isolation, Recycling, SchedulerOptions
 from .data_directory import Address, DataDirectory, LockedDataDirectory
 from .detach import Report, start_detached
 from .down import stop_cluster
-from .errors import NodeShareError, NotRootError, SupervisorError
+from .errors import NodeShareError, SupervisorError
 from .notices import move_output, tell
 from .ports import check_free
 from .programs import require
@@ -124,6 +124,13 @@ class WrongUsageError(CommandFailedError):
     metavar="HOURS",
     help="Replace an environment of this age, after the invocation that it serves.  [default: never]",
 )
+@click.option(
+    "--require-isolation",
+    default="reduced",
+    show_default=True,
+    metavar="LEVEL",
+    help="full, standard or reduced: do not start where the machine protects itself less, whatever is allowed.",
+)
 @click.option("--etcd", metavar="URL[,URL]", help="Use this etcd, which nobody else uses, and start none.")
 @click.option("--nats", metavar="URL[,URL]", help="Use this NATS with JetStream, and start none.")
 @click.option(
@@ -145,6 +152,7 @@ def up(  # noqa: PLR0917, click gives the options by name
     allow_missing: str,
     recycle_after_invocations: int | None,
     recycle_after_hours: float | None,
+    require_isolation: str,
     etcd: str | None,
     nats: str | None,
     credentials: Path | None,
@@ -154,11 +162,15 @@ def up(  # noqa: PLR0917, click gives the options by name
 ) -> None:
     r"""Start a cluster on this machine and keep it until Ctrl-C.
 
-    It consists of etcd, nats-server, a scheduler and node agents, each a child process of this one.
+    It consists of etcd, nats-server, a scheduler and node agents, each a child process of this one. Without root,
+    sandboxes are made in a user namespace; what limits there are then is what `lambent doctor` tells.
 
     \b
-    Example, in the background, with environments that live for a day at most:
+    Examples:
+      lambent up --memory 4096
       lambent up --detach --recycle-after-hours 24
+      lambent up --allow-missing memory
+      systemd-run --user --scope --property=Delegate=yes lambent up
     """
     directory = DataDirectory((data_dir or default_data_dir(os.environ)).absolute())
     if detach:
@@ -171,8 +183,8 @@ def up(  # noqa: PLR0917, click gives the options by name
     request = _Request(
         nodes=nodes,
         memory_mib=memory,
-        allow_missing=allow_missing,
         recycling=Recycling(recycle_after_invocations, recycle_after_hours),
+        isolation=Isolation(allow_missing, require_isolation),
         scheduler=SchedulerOptions(grpc_port, http_port, keep_alive, max_queue_wait),
         given=GivenStores(etcd, nats, credentials),
     )
@@ -214,24 +226,22 @@ class _Request:
     Attributes:
         nodes: Number of agents.
         memory_mib: Memory of all of them together; None for the default.
-        allow_missing: Names of controllers between commas, for the agents.
         recycling: When the agents replace environments.
+        isolation: What the agents are told of it.
         scheduler: What the scheduler is told.
         given: Stores that are not to be started.
     """
 
     nodes: int
     memory_mib: int | None
-    allow_missing: str
     recycling: Recycling
+    isolation: Isolation
     scheduler: SchedulerOptions
     given: GivenStores
 
 
 def _run(directory: DataDirectory, request: _Request, on_ready: Callable[[dict[str, str]], None]) -> None:
     """Check everything that can be checked beforehand, then supervise until a signal comes."""
-    if os.geteuid() != 0:
-        raise NotRootError("`lambent up` needs root: sandboxes are made of namespaces and cgroups", help_="Use sudo.")
     search_path = os.environ.get("PATH", os.defpath)
     etcd = None if request.given.etcd else require(ETCD, search_path)
     nats = None if request.given.nats else require(NATS_SERVER, search_path)
@@ -244,13 +254,15 @@ def _run(directory: DataDirectory, request: _Request, on_ready: Callable[[dict[s
         notice(f"starting {', '.join([*stores, 'a scheduler'])} and {_of_nodes(request.nodes, share)}")
         if share.remark is not None:
             notice(share.remark)
+        if os.geteuid() != 0:
+            notice("without root: `lambent doctor` and the node's labels tell which limits are not enforced")
         # Variables of the CLI would be taken for the daemons' own.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("LAMBENT_")}
         config = ClusterConfig(
             nodes=request.nodes,
             share=share,
-            allow_missing=request.allow_missing,
             recycling=request.recycling,
+            isolation=request.isolation,
             scheduler=request.scheduler,
             etcd_program=None if etcd is None else etcd.path,
             nats_program=None if nats is None else nats.path,

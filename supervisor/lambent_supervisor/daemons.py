@@ -71,6 +71,19 @@ class Recycling:
         return tuple(flags)
 
 
+@dataclass(frozen=True, slots=True)
+class Isolation:
+    """What `up` hands on to the agents, which check it.
+
+    Attributes:
+        allow_missing: Names of protections between commas.
+        required: Name of a level.
+    """
+
+    allow_missing: str
+    required: str
+
+
 def scheduler_spec(
     directory: DataDirectory, stores: Stores, options: SchedulerOptions, environment: Mapping[str, str]
 ) -> ChildSpec:
@@ -100,8 +113,8 @@ def agent_spec(
     environment: Mapping[str, str],
     *,
     number: int,
-    allow_missing: str,
     recycling: Recycling,
+    isolation: Isolation,
 ) -> ChildSpec:
     """The agent of a node, counted from 1; its port is a new one each time, which it publishes in etcd."""
     name = f"node-{number}"
@@ -116,8 +129,9 @@ def agent_spec(
         f"--cpus={share.cpus:g}",
         f"--disk={share.disk_mib}",
         f"--owner={mark}-{number}",
-        f"--allow-missing={allow_missing}",
         *recycling.flags(),
+        f"--allow-missing={isolation.allow_missing}",
+        f"--require-isolation={isolation.required}",
     )
     return ChildSpec(name, lambda _announced: command, environment, directory.log(name))
 

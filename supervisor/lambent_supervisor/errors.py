@@ -2,7 +2,6 @@
 
 LambentError
 `-- SupervisorError
-    |-- NotRootError
     |-- NodeShareError
     |-- DataDirectoryError
     |   |-- DataDirectoryLockedError
@@ -32,10 +31,6 @@ class SupervisorError(LambentError):
         super().__init__(message)
         self.message = message
         self.help = help_
-
-
-class NotRootError(SupervisorError):
-    """Sandboxes need root."""
 
 
 class NodeShareError(SupervisorError):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from .child import READY_TIMEOUT_S, Child
 from .credentials import prepare_credentials, use_given_credentials
-from .daemons import Recycling, SchedulerOptions, Stores, agent_spec, scheduler_spec
+from .daemons import Isolation, Recycling, SchedulerOptions, Stores, agent_spec, scheduler_spec
 from .data_directory import Address
 from .defragmentation import keep_defragmented
 from .errors import ChildFailedError, SupervisorError
@@ -45,8 +45,8 @@ class ClusterConfig:
     Attributes:
         nodes: Number of agents.
         share: Memory and CPUs that each declares.
-        allow_missing: Names of controllers between commas, as the agents' flag of this name takes them.
         recycling: When the agents replace environments.
+        isolation: What the agents are told of it.
         scheduler: What the scheduler is told.
         etcd_program: Executable; None when one is given.
         nats_program: Executable; None when one is given.
@@ -56,8 +56,8 @@ class ClusterConfig:
 
     nodes: int
     share: NodeShare
-    allow_missing: str
     recycling: Recycling
+    isolation: Isolation
     scheduler: SchedulerOptions
     etcd_program: Path | None
     nats_program: Path | None
@@ -169,7 +169,7 @@ class Supervisor:
             config.share,
             config.environment,
             number=number,
-            allow_missing=config.allow_missing,
+            isolation=config.isolation,
             recycling=config.recycling,
         )
         return Child(spec, self)

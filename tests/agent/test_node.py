@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from tests.agent.harness import MAIN, RUNTIME, AgentLog, Scheduler, World, start_agent, stop_agent
+from tests.user_namespaces import FORBID
 
 from lambent.message_stream import connect
 from lambent.v1 import node_pb2, record_pb2
@@ -276,9 +277,9 @@ async def test_health_is_told_on_a_tenth_or_after_ten_seconds(
     assert is_worth_telling({"memory_mib": told}, {"memory_mib": now}, capacity, age_s=age_s) is expected
 
 
-async def test_the_agent_says_that_it_needs_root(tmp_path: Path) -> None:
-    """A clear line instead of a failed system call."""
-    program = "import os\nfrom lambent_node_agent.command import agent\nos.setuid(65534)\nagent()"
+async def test_the_agent_says_that_it_needs_root_or_a_user_namespace() -> None:
+    """A clear line with what would help instead of a failed system call."""
+    program = FORBID + "from lambent_node_agent.command import agent\nos.setuid(65534)\nagent()"
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", program, "--etcd", "http://127.0.0.1:1", "--nats", "nats://127.0.0.1:1"),
         stderr=asyncio.subprocess.PIPE,
@@ -287,7 +288,9 @@ async def test_the_agent_says_that_it_needs_root(tmp_path: Path) -> None:
     async with asyncio.timeout(20):
         _, stderr = await process.communicate()
     assert process.returncode == 1
-    assert b"run it as root" in stderr
+    assert b"the kernel refuses one: unshare" in stderr
+    assert b"sysctl user.max_user_namespaces" in stderr
+    assert b"run this as root" in stderr
 
 
 async def test_an_agent_without_a_token_says_so_by_name(agent: World, tmp_path: Path) -> None:

@@ -251,6 +251,7 @@ def test_lists_that_another_program_updates_are_waited_for(
             assert holder.stdout.readline() == "held\n"
             can_install_etcd(as_root, "exec /usr/bin/apt-get update")
             program(as_root / "sleep", f"kill {holder.pid}; exec {sys.executable} {script} {own_apt}")
+            program(as_root / "newuidmap", "")
             waited = checkout.setup("dev", path=str(as_root))
         finally:
             holder.kill()

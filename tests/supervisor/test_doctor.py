@@ -16,6 +16,8 @@ from lambent_node_agent.cgroups import Layout, read_layout
 from lambent_node_agent.cgroups.layout import Hierarchy
 from lambent_node_agent.doctor.checks import Check, Status, run_checks
 from lambent_node_agent.doctor.facts import NAMESPACES, Facts, FoundProgram
+from lambent_node_agent.isolation import Level, Protection
+from lambent_node_agent.sandbox import Confinement
 from tests.cluster import lambent
 
 UNIFIED = Hierarchy(
@@ -23,9 +25,12 @@ UNIFIED = Hierarchy(
 )
 GOOD = Facts(
     user_id=0,
+    confinement=None,
+    confinement_error=None,
     kernel="6.1.0-31-amd64",
     namespaces=dict.fromkeys(NAMESPACES),
     layout=Layout((UNIFIED,)),
+    usable=Layout((UNIFIED,)),
     unwritable_groups=(),
     seccomp_error=None,
     open_files=1 << 20,
@@ -36,8 +41,8 @@ GOOD = Facts(
     machine=Machine(8192, 4.0),
     data_dir=Path("/root/.local/share/lambent"),
     disk_free_mib=100_000,
-    storage_error=None,
     sandbox_error=None,
+    missing={},
 )
 
 
@@ -60,17 +65,18 @@ def layout_of(*hierarchies: Hierarchy) -> Layout:
 @pytest.mark.parametrize(
     ("name", "change", "words"),
     [
-        ("root", {"user_id": 1000}, "1000"),
+        ("user", {"user_id": 1000, "confinement_error": "the kernel refuses a user namespace"}, "1000"),
         ("kernel", {"kernel": "5.10.0-28-amd64"}, "5.10"),
         ("namespaces", {"namespaces": GOOD.namespaces | {"net": "Operation not permitted"}}, "net (Operation not"),
-        ("cgroups", {"layout": Layout(())}, "none"),
+        ("cgroups", {"layout": Layout(()), "usable": Layout(())}, "none"),
         ("cgroups", {"unwritable_groups": (Path("/sys/fs/cgroup"),)}, "not writable: /sys/fs/cgroup"),
         ("disk", {"disk_free_mib": 500}, "500 MiB free in /root"),
         (
             "storage",
-            {"storage_error": "no storage on disk: mkfs.btrfs is not installed"},
+            {"missing": {Protection.DISK: "no storage on disk: mkfs.btrfs is not installed"}},
             "mkfs.btrfs is not installed",
         ),
+        ("isolation", {"missing": None}, "unknown"),
         ("sandbox", {"sandbox_error": "open_tree(/x): Function not implemented"}, "open_tree"),
         ("interpreters", {"runtimes": {}}, "no CPython"),
         ("etcd", {"etcd": None}, "not installed"),
@@ -98,8 +104,11 @@ def test_what_is_needed_and_missing_is_said_with_help(name: str, change: dict[st
         ("limits", {"open_files": 4096, "machine": Machine(128 * 1024, 16.0)}),
         ("limits", {"pids": 4096}),
         ("memory", {"machine": Machine(2048, 1.0)}),
-        ("cgroups", {"layout": layout_of(dataclasses.replace(UNIFIED, controllers=UNIFIED.controllers - {"cpu"}))}),
-        ("cgroups", {"layout": layout_of(dataclasses.replace(UNIFIED, controllers=UNIFIED.controllers - {"freezer"}))}),
+        ("cgroups", {"usable": layout_of(dataclasses.replace(UNIFIED, controllers=UNIFIED.controllers - {"cpu"}))}),
+        ("cgroups", {"usable": layout_of(dataclasses.replace(UNIFIED, controllers=UNIFIED.controllers - {"freezer"}))}),
+        ("cgroups", {"usable": layout_of(dataclasses.replace(UNIFIED, controllers=UNIFIED.controllers - {"pids"}))}),
+        ("user", {"user_id": 1000, "confinement": Confinement(0, "newuidmap is not installed")}),
+        ("isolation", {"missing": {Protection.CPU: "functions share CPUs unfairly"}}),
     ],
 )
 def test_what_only_weakens_is_a_warning(name: str, change: dict[str, object]) -> None:
@@ -119,8 +128,38 @@ def test_missing_filters_of_system_calls_can_be_accepted_by_name() -> None:
 
 def test_a_missing_controller_can_be_accepted_by_name() -> None:
     """The agent refuses to start otherwise, and both say the same."""
-    check = named(dataclasses.replace(GOOD, layout=Layout(())), "cgroups")
-    assert "--allow-missing memory,pids" in check.help
+    check = named(dataclasses.replace(GOOD, usable=Layout(())), "cgroups")
+    assert "--allow-missing memory" in check.help
+
+
+ORDINARY = dataclasses.replace(GOOD, user_id=1000, confinement=Confinement(65536), usable=Layout(()))
+
+
+def test_a_user_is_told_how_systemd_delegates_control_groups() -> None:
+    """A command to copy, where it would help."""
+    check = named(ORDINARY, "cgroups")
+    assert check.status is Status.MISSING
+    assert "not this user's: cpu memory pids" in check.detail
+    assert "systemd-run --user --scope --property=Delegate=yes lambent up" in check.help
+    old = dataclasses.replace(ORDINARY, layout=layout_of(dataclasses.replace(UNIFIED, unified=False)))
+    assert "systemd-run" not in named(old, "cgroups").help
+
+
+def test_uids_for_sandboxes_are_good() -> None:
+    """Then a user's sandboxes are as far from each other as root's."""
+    assert named(ORDINARY, "user") == Check(
+        "user", Status.OK, "UID 1000, in a user namespace with 65536 UIDs for sandboxes"
+    )
+
+
+@pytest.mark.parametrize(("required", "status"), [(Level.FULL, Status.MISSING), (Level.STANDARD, Status.WARNING)])
+def test_a_machine_below_the_required_level_is_not_ready(required: Level, status: Status) -> None:
+    """The line tells the level, and what it lacks for the best one."""
+    facts = dataclasses.replace(GOOD, missing={Protection.CPU: "functions share CPUs unfairly"})
+    check = run_checks(facts, required)[-1]
+    assert (check.name, check.status) == ("isolation", status)
+    assert check.detail == "standard; not enforced: cpu"
+    assert "functions share CPUs unfairly" in check.help
 
 
 def test_doctor_tries_what_it_promises() -> None:
@@ -149,7 +188,7 @@ def test_the_version_of_the_control_groups_is_named(unified: tuple[bool, ...], w
             for number, kind in enumerate(unified)
         )
     )
-    check = named(dataclasses.replace(GOOD, layout=layout), "cgroups")
+    check = named(dataclasses.replace(GOOD, layout=layout, usable=layout), "cgroups")
     assert check.status is Status.OK
     assert check.detail.startswith(words)
 

@@ -155,20 +155,6 @@ def test_an_etcd_that_ends_at_once_fails_the_start(tmp_path: Path) -> None:
     assert leftovers(tmp_path / "data") == []
 
 
-def test_up_needs_root(tmp_path: Path) -> None:
-    """Sandboxes do; said at once and not by a failing system call."""
-    program = (
-        "import os, sys; from lambent_supervisor.commands import up; "
-        f"os.setresuid(65534, 65534, 65534); up.main(['--data-dir={tmp_path / 'data'}'])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=TIMEOUT_S, check=False
-    )
-    assert done.returncode == 1
-    assert "needs root" in done.stderr
-    assert "Help: " in done.stderr
-
-
 @pytest.mark.parametrize("detach", [(), ("--detach",)], ids=["foreground", "detached"])
 def test_nodes_without_memory_for_any_function_are_wrong_usage(tmp_path: Path, detach: tuple[str, ...]) -> None:
     """The smallest function has 128 MB; scripts tell by the exit status that trying again is of no use."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
 
 FREEZER = "freezer"
 CONTROLLERS = ("memory", "cpu", "pids", FREEZER)
+LEAF = "lambent-leaf"
+"""Where processes of a version 2 group go that is to have groups with controllers; see `tree`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +48,38 @@ class Layout:
         """Return the hierarchy that has this controller; None when the machine lacks it."""
         return next((hierarchy for hierarchy in self.hierarchies if controller in hierarchy.controllers), None)
 
+    def delegated(self, may_use: Callable[[Path], bool], unified_controllers: Callable[[Path], set[str]]) -> Layout:
+        """Return what of it is for a process without root: the groups from its own on downwards, where they are its.
 
-def read_layout() -> Layout:
-    """Read this machine's layout from procfs."""
-    return parse_layout(
+        Args:
+            may_use: Tells of the directory of a group whether this process may make groups in it and move into them.
+            unified_controllers: Called with the directory of a version 2 group; gives the controllers that it has.
+        """
+        given: list[Hierarchy] = []
+        for hierarchy in self.hierarchies:
+            own = hierarchy.own.parent if hierarchy.own.name == LEAF else hierarchy.own
+            controllers = hierarchy.controllers
+            if hierarchy.unified:
+                controllers = controllers & {*unified_controllers(own), FREEZER}  # every group of version 2 has that
+            if controllers and may_use(own):
+                given.append(Hierarchy(own, own, hierarchy.unified, controllers))
+        return Layout(tuple(given))
+
+
+def read_layout(*, delegated: bool = False) -> Layout:
+    """Read this machine's layout from procfs.
+
+    Args:
+        delegated: Leave out what this process may not use.
+    """
+    layout = parse_layout(
         Path("/proc/self/mountinfo").read_text(), Path("/proc/self/cgroup").read_text(), _unified_controllers
     )
+    return layout.delegated(_may_use, _unified_controllers) if delegated else layout
+
+
+def _may_use(group: Path) -> bool:
+    return os.access(group, os.W_OK) and os.access(group / "cgroup.procs", os.W_OK)
 
 
 def _unified_controllers(mount: Path) -> set[str]:

@@ -13,7 +13,7 @@ from lambent_common.control_groups import remove_group
 from . import files
 from .errors import CgroupError
 from .group import Group
-from .layout import CONTROLLERS, FREEZER, Hierarchy, Layout
+from .layout import CONTROLLERS, FREEZER, LEAF, Hierarchy, Layout
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 _PREFIX = "lambent-"
 _CONTROL_SUFFIX = ".control"
-_LEAF = f"{_PREFIX}leaf"
 _MOVE_ROUNDS = 100
 """Each round moves what there is; only a fork bomb outlasts this many."""
 _CONTROL_CPU_MILLIS = 10_000
@@ -57,6 +56,15 @@ class Tree:
     def can_freeze(self) -> bool:
         """Whether groups can be frozen."""
         return FREEZER not in self.missing
+
+    @property
+    def limits_swap(self) -> bool:
+        """Whether memory comes without swap for functions; ask after `open`."""
+        hierarchy = self._layout.of("memory")
+        if hierarchy is None:
+            return False
+        name = "memory.swap.max" if hierarchy.unified else "memory.memsw.limit_in_bytes"
+        return (self._roots[hierarchy] / name).exists()
 
     def open(self) -> None:
         """Sweep what a dead owner of the same name has left, then make the directories.
@@ -151,7 +159,7 @@ class Tree:
 
 def _home_of(hierarchy: Hierarchy, root: Path) -> Path:
     home = hierarchy.own if hierarchy.own.exists() else root.parent
-    return leaf if (leaf := home / _LEAF).exists() else home
+    return leaf if (leaf := home / LEAF).exists() else home
 
 
 def _make_directory(path: Path) -> None:
@@ -174,7 +182,7 @@ def _enable_controllers(directory: Path, hierarchy: Hierarchy) -> None:
         if _errno_of(error) != errno.EBUSY:
             raise
         # Only the machine's real root may have both processes and controllers; in a container they move to a leaf.
-        leaf = directory / _LEAF
+        leaf = directory / LEAF
         leaf.mkdir(exist_ok=True)
         _move_processes(directory, leaf)
         files.write(control, value)
@@ -182,7 +190,7 @@ def _enable_controllers(directory: Path, hierarchy: Hierarchy) -> None:
 
 def _fold_leaf(directory: Path, hierarchy: Hierarchy) -> None:
     """Undo the move to a leaf, unless another agent's groups still need the controllers."""
-    leaf = directory / _LEAF
+    leaf = directory / LEAF
     if not leaf.exists():
         return
     try:

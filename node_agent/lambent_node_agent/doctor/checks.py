@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from lambent_common.machine import KEPT_DISK_MIB
 from lambent_common.programs import ETCD, NATS_SERVER, Program, Version
-from lambent_node_agent.sandbox import DISK, NEEDED_CONTROLLERS, SECCOMP
+from lambent_node_agent import isolation
+from lambent_node_agent.isolation import Level, Protection
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,11 +31,15 @@ WANTED_PIDS = 32768
 WANTED_MEMORY_MIB = 2560
 MINIMUM_MEMORY_MIB = 768
 
+NEEDED_CONTROLLERS = ("memory",)
 WANTED_CONTROLLERS = {
     "cpu": "functions share CPUs unfairly",
+    "pids": "only rlimits count a function's processes, up to 742",
     "freezer": "idle functions go on running",
 }
 """Those that nothing depends on, and what is lost without each."""
+DELEGATION = "systemd-run --user --scope --property=Delegate=yes lambent up"
+"""How a user gets control groups on a machine with version 2 and systemd: systemd.resource-control(5)."""
 
 # With packages and events on top of what is kept for the stores and code, and as much for functions' /tmp.
 WANTED_DISK_MIB = 2 * KEPT_DISK_MIB
@@ -66,15 +71,21 @@ class Check:
     help: str = ""
 
 
-def run_checks(facts: Facts) -> list[Check]:
-    """Every check, in the order in which they are shown."""
-    return [check(facts) for check in _CHECKS]
+def run_checks(facts: Facts, required: Level = Level.REDUCED) -> list[Check]:
+    """Every check, in the order in which they are shown; `required` is the level of isolation that is good enough."""
+    return [*(check(facts) for check in _CHECKS), _isolation(facts, required)]
 
 
-def _root(facts: Facts) -> Check:
+def _user(facts: Facts) -> Check:
+    detail, confinement = f"UID {facts.user_id}", facts.confinement
     if facts.user_id == 0:
-        return Check("root", Status.OK, "UID 0")
-    return Check("root", Status.MISSING, f"UID {facts.user_id}", "Sandboxes are made by root: use sudo.")
+        return Check("user", Status.OK, detail)
+    if confinement is None:
+        return Check("user", Status.MISSING, detail, f"Use sudo; {facts.confinement_error}.")
+    if not confinement.uids:
+        help_ = f"Functions share this UID, since {confinement.remark}."
+        return Check("user", Status.WARNING, f"{detail}, in a user namespace with no UIDs for sandboxes", help_)
+    return Check("user", Status.OK, f"{detail}, in a user namespace with {confinement.uids} UIDs for sandboxes")
 
 
 def _kernel(facts: Facts) -> Check:
@@ -93,44 +104,56 @@ def _namespaces(facts: Facts) -> Check:
 
 
 def _cgroups(facts: Facts) -> Check:
-    lacking = [name for name in NEEDED_CONTROLLERS if facts.layout.of(name) is None]
-    unwanted = [name for name in WANTED_CONTROLLERS if facts.layout.of(name) is None]
     kinds = {hierarchy.unified for hierarchy in facts.layout.hierarchies}
     kind = {(True,): "v2", (False,): "v1", (False, True): "hybrid of v1 and v2"}.get(tuple(sorted(kinds)), "none")
-    found = [name for name in (*NEEDED_CONTROLLERS, *WANTED_CONTROLLERS) if name not in {*lacking, *unwanted}]
+    wanted = (*NEEDED_CONTROLLERS, *WANTED_CONTROLLERS)
+    found = [name for name in wanted if facts.usable.of(name) is not None]
+    withheld = [name for name in wanted if name not in found and facts.layout.of(name) is not None]
     detail = f"{kind}, controllers: {' '.join(sorted(found)) or 'none'}"
-    if lacking:
-        names = ",".join(lacking)
-        help_ = (
-            f"Mount the controllers {names}, or enable them at the kernel's command line. Without them functions have "
-            f"no such limit: `lambent agent --allow-missing {names}`."
-        )
+    if withheld:
+        detail += f"; not this user's: {' '.join(sorted(withheld))}"
+    if lacking := ",".join(name for name in NEEDED_CONTROLLERS if name not in found):
+        help_ = f"{_way_to_groups(facts, lacking)} Without it functions have no such limit: --allow-missing {lacking}."
         return Check("cgroups", Status.MISSING, detail, help_)
     if facts.unwritable_groups:
         where = ", ".join(map(str, facts.unwritable_groups))
         help_ = "Run as root; in a container, mount the cgroup filesystem writable."
         return Check("cgroups", Status.MISSING, f"{detail}; not writable: {where}", help_)
-    if unwanted:
+    if unwanted := [name for name in WANTED_CONTROLLERS if name not in found]:
         help_ = " ".join(f"Without {name} {WANTED_CONTROLLERS[name]}." for name in unwanted)
         return Check("cgroups", Status.WARNING, detail, help_)
     return Check("cgroups", Status.OK, detail)
 
 
+def _way_to_groups(facts: Facts, lacking: str) -> str:
+    """Say how the controllers that are lacking can be had."""
+    if facts.confinement is None:
+        return f"Mount the controllers {lacking}, or enable them at the kernel's command line."
+    hierarchies = [facts.layout.of(name) for name in lacking.split(",")]
+    if all(hierarchy is not None and hierarchy.unified for hierarchy in hierarchies):
+        return f"Start it where systemd gives this user control groups: {DELEGATION}"
+    return "Run as root, or have root make a group of version 1 for this user and start it in there."
+
+
 def _seccomp(facts: Facts) -> Check:
     if facts.seccomp_error is not None:
-        help_ = f"Without filters functions may make every system call: `lambent agent --allow-missing {SECCOMP}`."
+        help_ = f"Without filters functions may make every system call: --allow-missing {Protection.SECCOMP.value}."
         return Check("seccomp", Status.MISSING, facts.seccomp_error, help_)
     return Check("seccomp", Status.OK, "system calls are filtered")
 
 
 def _storage(facts: Facts) -> Check:
-    if facts.storage_error is not None:
-        help_ = (
-            "Functions' /tmp needs btrfs and loop devices in the kernel, and mkfs.btrfs (Debian: btrfs-progs). Without "
-            f"them it is memory of the function: `lambent agent --allow-missing {DISK}`."
-        )
-        return Check("storage", Status.MISSING, facts.storage_error, help_)
-    return Check("storage", Status.OK, "functions' /tmp is on disk, and of a hard size")
+    if facts.missing is None:
+        return Check("storage", Status.WARNING, "unknown, since no sandbox could be made", "")
+    if (reason := facts.missing.get(Protection.DISK)) is None:
+        return Check("storage", Status.OK, "functions' /tmp is on disk, and of a hard size")
+    if facts.confinement is not None:
+        return Check("storage", Status.WARNING, reason, "Only an agent of root has it on disk.")
+    help_ = (
+        "/tmp on disk needs btrfs and loop devices in the kernel, and the package btrfs-progs; without them it is memory "
+        f"of the function: `lambent agent --allow-missing {Protection.DISK.value}`."
+    )
+    return Check("storage", Status.MISSING, reason, help_)
 
 
 def _sandbox(facts: Facts) -> Check:
@@ -202,8 +225,20 @@ def _memory(facts: Facts) -> Check:
     return Check("memory", Status.OK, detail)
 
 
+def _isolation(facts: Facts, required: Level) -> Check:
+    if facts.missing is None:
+        return Check("isolation", Status.MISSING, "unknown, since no sandbox could be made", "Mend the lines above.")
+    level = isolation.level_of(facts.missing)
+    if not facts.missing:
+        return Check("isolation", Status.OK, level.value)
+    refused = isolation.refusal(facts.missing, frozenset(), required)
+    detail = f"{level.value}; not enforced: {isolation.names(facts.missing)}"
+    reasons = "; ".join(f"{name.value}: {facts.missing[name]}" for name in isolation.in_order(facts.missing))
+    return Check("isolation", Status.WARNING if refused is None else Status.MISSING, detail, f"{reasons}.")
+
+
 _CHECKS: tuple[Callable[[Facts], Check], ...] = (
-    _root,
+    _user,
     _kernel,
     _namespaces,
     _cgroups,

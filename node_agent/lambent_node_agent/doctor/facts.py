@@ -13,14 +13,18 @@ from typing import TYPE_CHECKING
 from lambent_common.machine import Machine, free_disk_mib, read_machine
 from lambent_common.programs import ETCD, NATS_SERVER, Program, Version, find_program, program_version
 from lambent_node_agent.cgroups import Layout, read_layout
-from lambent_node_agent.sandbox import SandboxError, interpreters
+from lambent_node_agent.rootless import enter_user_namespace, lock_dir
+from lambent_node_agent.sandbox import DEFAULT_LOCK_DIR, SandboxError, interpreters
 from lambent_node_agent.sandbox.seccomp import compile_filters
 from lambent_runtime import linux
 
-from .trial import try_sandbox, try_storage
+from .trial import try_sandbox
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from lambent_node_agent.isolation import Protection
+    from lambent_node_agent.sandbox import Confinement
 
 # Every namespace that a sandbox has, by the name it goes by in /proc/self/ns.
 NAMESPACES = {
@@ -47,9 +51,12 @@ class Facts:
 
     Attributes:
         user_id: Effective UID.
+        confinement: The user namespace in which sandboxes are made without root; None as root, and where there is none.
+        confinement_error: Why there is none; None when there is, and as root.
         kernel: Release of the kernel, as `uname -r`.
         namespaces: For each of NAMESPACES None, or why it could not be made.
         layout: The hierarchies of control groups.
+        usable: What of them this user may use; all of them as root.
         unwritable_groups: Mount points of hierarchies in which no group can be made.
         seccomp_error: Why system calls cannot be filtered; None when they can.
         open_files: Hard limit of descriptors, to which the agent raises its own; None means none.
@@ -60,14 +67,17 @@ class Facts:
         machine: Memory and CPUs.
         data_dir: Where `lambent up` keeps everything when nothing else is said.
         disk_free_mib: On its disk.
-        storage_error: Why /tmp cannot be on disk; None when it can.
         sandbox_error: Why no sandbox could be made; None when one was.
+        missing: What the machine does not protect itself by, and why; None when no sandbox could be made.
     """
 
     user_id: int
+    confinement: Confinement | None
+    confinement_error: str | None
     kernel: str
     namespaces: Mapping[str, str | None]
     layout: Layout
+    usable: Layout
     unwritable_groups: tuple[Path, ...]
     seccomp_error: str | None
     open_files: int | None
@@ -78,8 +88,8 @@ class Facts:
     machine: Machine
     data_dir: Path
     disk_free_mib: int
-    storage_error: str | None
     sandbox_error: str | None
+    missing: Mapping[Protection, str] | None
 
 
 async def gather_facts(search_path: str, data_dir: Path) -> Facts:
@@ -90,17 +100,25 @@ async def gather_facts(search_path: str, data_dir: Path) -> Facts:
         data_dir: Where a cluster would keep everything.
     """
     # First, while this process has one thread: a fork copies only the calling one.
+    user_id = os.geteuid()
+    confinement, confinement_error = _confine()
     namespaces = {name: _try_unshare(flag) for name, flag in NAMESPACES.items()}
-    layout = read_layout()
+    layout, usable = read_layout(), read_layout(delegated=confinement is not None)
     hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     found = await interpreters.discover(tuple(search_path.split(":")))
+    sandbox_error, missing = await try_sandbox(
+        confinement, DEFAULT_LOCK_DIR if confinement is None else lock_dir(os.environ)
+    )
     return Facts(
-        user_id=os.geteuid(),
+        user_id=user_id,
+        confinement=confinement,
+        confinement_error=confinement_error,
         kernel=platform.release(),
         namespaces=namespaces,
         layout=layout,
+        usable=usable,
         unwritable_groups=tuple(
-            hierarchy.mount for hierarchy in layout.hierarchies if not _is_writable(hierarchy.own, hierarchy.mount)
+            hierarchy.mount for hierarchy in usable.hierarchies if not _is_writable(hierarchy.own, hierarchy.mount)
         ),
         seccomp_error=_try_filters(),
         open_files=None if hard_limit == resource.RLIM_INFINITY else hard_limit,
@@ -111,9 +129,19 @@ async def gather_facts(search_path: str, data_dir: Path) -> Facts:
         machine=read_machine(),
         data_dir=data_dir,
         disk_free_mib=free_disk_mib(data_dir),
-        storage_error=(storage_error := try_storage()),
-        sandbox_error=await try_sandbox(storage_error),
+        sandbox_error=sandbox_error,
+        missing=missing,
     )
+
+
+def _confine() -> tuple[Confinement | None, str | None]:
+    """Become root in a user namespace, unless we are root; or tell why not."""
+    if os.geteuid() == 0:
+        return None, None
+    try:
+        return enter_user_namespace(), None
+    except SandboxError as error:
+        return None, str(error)
 
 
 def _try_filters() -> str | None:

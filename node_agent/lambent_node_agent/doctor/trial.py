@@ -11,12 +11,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lambent_node_agent.sandbox import DISK, SandboxConfig, SandboxError, SandboxHost, enter_private_mount_namespace
-from lambent_node_agent.sandbox.ephemeral_storage import ImageStorage
+from lambent_node_agent.isolation import NEEDED
+from lambent_node_agent.sandbox import SandboxConfig, SandboxError, SandboxHost, enter_private_mount_namespace
 from lambent_runtime.channel import HEADER, Kind
 
 if TYPE_CHECKING:
-    from lambent_node_agent.sandbox import Sandbox
+    from collections.abc import Mapping
+
+    from lambent_node_agent.isolation import Protection
+    from lambent_node_agent.sandbox import Confinement, Sandbox
 
 _MEMORY_MIB = 128
 _CPU_MILLIS = 1000
@@ -26,64 +29,49 @@ _DISK_MIB = 64
 _TIMEOUT_S = 30.0
 
 
-def try_storage() -> str | None:
-    """Make the storage of /tmp as the agent does, and take it off the machine again.
-
-    Call it in a process that makes nothing else: it leaves the process in a mount namespace of its own.
-
-    Returns:
-        None when a volume came up in it, else what failed.
-    """
-    with tempfile.TemporaryDirectory(prefix="lambent-doctor-") as directory:
-        place = Path(directory, "place")
-        place.mkdir()
-        try:
-            enter_private_mount_namespace()
-            with contextlib.closing(ImageStorage(Path(directory), _DISK_MIB)) as storage:
-                volume = storage.volume(0, place)
-                volume.make()
-                volume.remove()
-        except (SandboxError, OSError) as error:
-            return str(error)
-    return None
-
-
-async def try_sandbox(storage_error: str | None) -> str | None:
+async def try_sandbox(
+    confinement: Confinement | None, locks: Path
+) -> tuple[str | None, Mapping[Protection, str] | None]:
     """Make a sandbox as the agent does, and take everything off the machine again.
 
     Call it in a process that makes nothing else: it leaves the process in a mount namespace of its own.
 
     Args:
-        storage_error: Why /tmp cannot be on disk, which is a line of its own.
+        confinement: What this process has, when it is not root.
+        locks: Where agents agree on UIDs.
 
     Returns:
-        None when a function came up in it, else what failed.
+        None when a function came up in it, else what failed; and what the machine lacks, unless that is not known.
     """
+    missing: Mapping[Protection, str] | None = None
     with tempfile.TemporaryDirectory(prefix="lambent-doctor-") as directory:
         code = _write_code(directory)
         config = SandboxConfig(
             Path(directory, "state"),
             f"doctor-{os.getpid()}",
             pool_size=0,
-            allow_missing=frozenset({DISK} if storage_error is not None else ()),
             disk_mib=_DISK_MIB,
+            lock_dir=locks,
+            allow_missing=frozenset(protection.value for protection in NEEDED),  # other lines tell of those
+            confinement=confinement,
         )
         try:
             enter_private_mount_namespace()
             # Threads that are there already have stayed in the namespace before, and would unmount nothing.
             asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())
             async with asyncio.timeout(_TIMEOUT_S), SandboxHost(config) as host:
+                missing = host.missing
                 if not host.runtimes:
-                    return "there is no interpreter to run in it"
+                    return "there is no interpreter to run in it", missing
                 own = f"python{sys.version_info[0]}.{sys.version_info[1]}"
                 sandbox = await host.create(own if own in host.runtimes else host.runtimes[0])
                 await sandbox.specialise(code, _MEMORY_MIB, _CPU_MILLIS, _STORAGE_MIB)
                 await _run(sandbox)
         except TimeoutError:
-            return f"it was not ready within {_TIMEOUT_S:g} s"
+            return f"it was not ready within {_TIMEOUT_S:g} s", missing
         except (SandboxError, OSError) as error:
-            return str(error)
-    return None
+            return str(error), missing
+    return None, missing
 
 
 def _write_code(directory: str) -> Path:

@@ -1,16 +1,18 @@
 """Execution environments' sandboxes: zygotes, slots, the pool of ready-made sandboxes and their processes."""
 
+from .confinement import Confinement
 from .errors import SandboxError
-from .host import DISK, NEEDED_CONTROLLERS, NEEDED_PROTECTIONS, SECCOMP, SandboxConfig, SandboxHost
+from .host import DEFAULT_LOCK_DIR, SandboxConfig, SandboxHost
 from .mounts import enter_private_mount_namespace
 from .runtime_process import ExitStatus, RuntimeProcess
 from .sandbox import Sandbox
+from .uid_range import FIRST_UID, UIDS_PER_AGENT
 
 __all__ = [
-    "DISK",
-    "NEEDED_CONTROLLERS",
-    "NEEDED_PROTECTIONS",
-    "SECCOMP",
+    "DEFAULT_LOCK_DIR",
+    "FIRST_UID",
+    "UIDS_PER_AGENT",
+    "Confinement",
     "ExitStatus",
     "RuntimeProcess",
     "Sandbox",

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Self
 
 import structlog
 
+from lambent_node_agent import isolation
 from lambent_node_agent.cgroups import CgroupError, Tree, read_layout
+from lambent_node_agent.isolation import Level, Protection
 
 from . import interpreters, mounts, user_namespaces
 from .demand import Bounds
@@ -24,25 +26,16 @@ from .supply import Supply
 from .uid_range import UidRange
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from types import TracebackType
 
+    from .confinement import Confinement
     from .ephemeral_storage import Storage
     from .sandbox import Sandbox
 
 log = structlog.get_logger(__name__)
 
-NEEDED_CONTROLLERS = ("memory", "pids")
-"""Without one of these a function could take the machine down; without cpu functions are only unfair to each other."""
-
-SECCOMP = "seccomp"
-"""Without its filters a function can try every hole of the kernel."""
-
-DISK = "disk"
-"""Without /tmp on disk functions have it in their memory."""
-
-NEEDED_PROTECTIONS = (*NEEDED_CONTROLLERS, SECCOMP, DISK)
-"""Without one of these functions run only where the operator says so by name."""
+DEFAULT_LOCK_DIR = Path("/run/lambent")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +51,10 @@ class SandboxConfig:
         memory_mib: Memory for functions; with demand a pool grows up to a part of it (`demand`). 0 keeps `pool_size`.
         search_path: Directories to look for interpreters in, before the standard ones.
         lock_dir: Where the agents of this machine agree on owner marks and UIDs.
-        allow_missing: Of `NEEDED_PROTECTIONS`, those without which functions may run all the same.
         disk_mib: What the /tmp of all sandboxes together may hold.
+        allow_missing: Names of protections without which functions may run all the same; see `isolation`.
+        required: Level of isolation below which they may not, whatever is allowed.
+        confinement: What an agent without root has; None as root.
     """
 
     state_dir: Path
@@ -67,9 +62,11 @@ class SandboxConfig:
     pool_size: int = 2
     memory_mib: int = 0
     search_path: tuple[str, ...] = ()
-    lock_dir: Path = Path("/run/lambent")
+    lock_dir: Path = DEFAULT_LOCK_DIR
     allow_missing: frozenset[str] = frozenset()
     disk_mib: int = 4096
+    required: Level = Level.REDUCED
+    confinement: Confinement | None = None
 
 
 class SandboxHost:
@@ -84,12 +81,18 @@ class SandboxHost:
         self._directory = config.state_dir.resolve() / f"lambent-{config.owner}"
         self._supplies: dict[str, Supply] = {}
         self._tree: Tree | None = None
+        self._missing: Mapping[Protection, str] = {}
         self._resources = contextlib.AsyncExitStack()
 
     @property
     def runtimes(self) -> tuple[str, ...]:
         """Runtimes that this machine has an interpreter for, such as `python3.11`; newest first."""
         return tuple(self._supplies)
+
+    @property
+    def missing(self) -> Mapping[Protection, str]:
+        """What this machine does not protect itself by, each with its reason."""
+        return self._missing
 
     async def __aenter__(self) -> Self:
         """Sweep what a dead owner left, find the interpreters, start the agent's own one's zygote.
@@ -101,11 +104,18 @@ class SandboxHost:
                 functions as it must, or a step of the preparation failed.
         """
         async with self._resources:
-            slots = self._prepare()
-            filters = _filters(self._config.allow_missing)
-            objection = await user_namespaces.objection(slots.first_uid)
-            if objection is not None:
-                log.warning("no_user_namespaces", reason=objection)
+            tree, uids = self._claim()
+            filters, without_filters = _filters()
+            without_namespace = await user_namespaces.objection(uids.of(0))
+            storage, without_disk = _open_storage(self._directory, self._config)
+            self._resources.callback(_close_storage, storage)
+            objections = {
+                Protection.SECCOMP: without_filters,
+                Protection.DISK: without_disk,
+                Protection.USER_NAMESPACE: without_namespace,
+            }
+            self._require(tree, uids, objections)
+            slots = self._make_slots(tree, storage, uids)
             found = await interpreters.discover(self._config.search_path)
             turn = asyncio.Lock()
             bounds = Bounds.of(self._config.pool_size, self._config.memory_mib)
@@ -115,7 +125,8 @@ class SandboxHost:
                     self._directory / f"root-{runtime}",
                     slots,
                     filters=filters,
-                    user_namespace=objection is None,
+                    user_namespace=without_namespace is None,
+                    confined=self._config.confinement is not None,
                     bounds=bounds,
                     turn=turn,
                 )
@@ -177,30 +188,59 @@ class SandboxHost:
         with _cgroups_reported():
             self._tree.protect(pid)
 
-    def _prepare(self) -> SlotTable:
-        """Take the machine's resources, each with its way back on the stack."""
-        tree = Tree(read_layout(), self._config.owner)
-        _require_controllers(tree.missing, self._config.allow_missing)
+    def _claim(self) -> tuple[Tree, UidRange]:
+        """Take what is this agent's alone, each with its way back on the stack."""
+        config = self._config
+        tree = Tree(read_layout(delegated=config.confinement is not None), config.owner)
         # 1. Nothing may be swept that a living agent uses.
-        self._resources.callback(OwnerLock(self._config.lock_dir / "owners", self._config.owner).close)
+        self._resources.callback(OwnerLock(config.lock_dir / "owners", config.owner).close)
         with mounts.reported("state directory"):
             self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._resources.callback(os.close, lock_directory(self._directory.parent))
         # 2. Directories and UIDs.
         self._sweep_directory()
         self._resources.callback(self._remove_directory)
-        uids = UidRange(self._config.lock_dir / "uids")
+        uids = UidRange(config.lock_dir / "uids", *([] if config.confinement is None else [config.confinement.uids]))
         self._resources.callback(uids.close)
         # 3. Control groups.
         with _cgroups_reported():
             tree.open()
         self._tree = tree
         self._resources.callback(self._close_tree)
-        # 4. What /tmp is made of.
-        storage = _open_storage(self._directory, self._config)
-        self._resources.callback(_close_storage, storage)
-        # 5. Slots, which need all of that.
-        slots = SlotTable(self._directory / "slots", tree, storage, uids.first)
+        return tree, uids
+
+    def _require(self, tree: Tree, uids: UidRange, objections: Mapping[Protection, str | None]) -> None:
+        """Find out what is missing, and refuse to run functions without what the operator wants.
+
+        Raises:
+            SandboxError: Something is missing that must be there.
+        """
+        missing = {protection for protection, objection in objections.items() if objection is not None}
+        missing |= {protection for protection in Protection if protection.value in tree.missing}
+        if Protection.USER_NAMESPACE not in missing:
+            # Its rlimit holds for the namespace of a sandbox as a whole, and nobody in there may raise it.
+            missing.discard(Protection.PIDS)
+        if not tree.limits_swap and _machine_swaps():
+            missing.add(Protection.SWAP)
+        if uids.shared:
+            missing.add(Protection.OWN_UID)
+            if Protection.USER_NAMESPACE in missing:
+                raise SandboxError(
+                    "sandboxes have neither a UID nor a user namespace of their own: "
+                    f"{objections[Protection.USER_NAMESPACE]}"
+                )
+        self._missing = {protection: objections.get(protection) or protection.without for protection in missing}
+        allowed = self._config.allow_missing
+        if self._config.confinement is not None:
+            allowed |= {Protection.DISK.value}  # as every such node has it
+        said = isolation.refusal(self._missing, allowed, self._config.required)
+        if said is not None:
+            raise SandboxError(said)
+        for protection in isolation.in_order(missing):
+            log.warning("not_protected", missing=protection.value, reason=self._missing[protection])
+
+    def _make_slots(self, tree: Tree, storage: Storage, uids: UidRange) -> SlotTable:
+        slots = SlotTable(self._directory / "slots", tree, storage, uids)
         with mounts.reported("slots"):
             slots.open()
         self._resources.callback(slots.close)
@@ -236,31 +276,22 @@ def _cgroups_reported() -> Iterator[None]:
         raise SandboxError(str(error)) from error
 
 
-def _filters(allowed: frozenset[str]) -> tuple[bytes, ...]:
-    """Make the filters of system calls; none where there can be none and the operator accepts that."""
+def _filters() -> tuple[tuple[bytes, ...], str | None]:
+    """Make the filters of system calls; none, and why, where there can be none."""
     try:
-        return compile_filters()
+        return compile_filters(), None
     except SandboxError as error:
-        if SECCOMP not in allowed:
-            raise SandboxError(
-                f"functions would run without a filter of system calls: {error}; mend that, or accept it with "
-                f"--allow-missing {SECCOMP}"
-            ) from error
-        log.warning("system_calls_not_filtered", reason=str(error))
-        return ()
+        return (), str(error)
 
 
-def _open_storage(directory: Path, config: SandboxConfig) -> Storage:
-    """Make the storage of /tmp on the disk; in memory where that cannot be and the operator accepts it."""
+def _open_storage(directory: Path, config: SandboxConfig) -> tuple[Storage, str | None]:
+    """Make the storage of /tmp on the disk; in memory, and why, where that cannot be."""
+    if config.confinement is not None:
+        return MemoryStorage(), "without root no file can be mounted, so /tmp is memory of the function"
     try:
-        return ImageStorage(directory, config.disk_mib)
+        return ImageStorage(directory, config.disk_mib), None
     except SandboxError as error:
-        if DISK not in config.allow_missing:
-            raise SandboxError(
-                f"{error}; mend that, or have it in functions' memory with --allow-missing {DISK}"
-            ) from error
-        log.warning("ephemeral_storage_in_memory", reason=str(error))
-        return MemoryStorage()
+        return MemoryStorage(), str(error)
 
 
 def _close_storage(storage: Storage) -> None:
@@ -268,14 +299,5 @@ def _close_storage(storage: Storage) -> None:
         storage.close()
 
 
-def _require_controllers(missing: tuple[str, ...], allowed: frozenset[str]) -> None:
-    """Refuse to run functions without the limits that keep the machine alive, unless the operator has said so."""
-    refused = [name for name in NEEDED_CONTROLLERS if name in missing and name not in allowed]
-    if refused:
-        names = ",".join(refused)
-        raise SandboxError(
-            f"this machine has no control group controller for {names}, so functions would run without that limit; "
-            f"enable it at the kernel's command line or in the container, or accept it with --allow-missing {names}"
-        )
-    for name in missing:
-        log.warning("limit_not_enforced", controller=name)
+def _machine_swaps() -> bool:
+    return len(Path("/proc/swaps").read_text().splitlines()) > 1  # the first has the names of the columns

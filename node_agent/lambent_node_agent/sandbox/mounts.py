@@ -42,12 +42,12 @@ def reported(step: str) -> Iterator[None]:
         raise SandboxError(f"{step}: {error}") from error
 
 
-def make_slot_mount(directory: Path, account: str) -> None:
+def make_slot_mount(directory: Path, accounts: str) -> None:
     """Mount a slot's tmpfs, from which mounts propagate to the copies that sandboxes hold.
 
     Args:
         directory: An empty directory.
-        account: Line of `/etc/passwd` for the slot's user.
+        accounts: `/etc/passwd`, with the slot's user.
     """
     linux.mount("lambent-slot", str(directory), "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, _SLOT_OPTIONS)
     linux.mount(None, str(directory), None, linux.MS_SHARED)
@@ -55,7 +55,7 @@ def make_slot_mount(directory: Path, account: str) -> None:
         (directory / name).mkdir()
         (directory / name).chmod(0o755)  # whatever our umask is: the slot's user enters them when it rehearses
     passwd = directory / "passwd"
-    passwd.write_text(account)
+    passwd.write_text(accounts)
     passwd.chmod(0o644)  # whatever our umask is: the slot's user reads it
 
 

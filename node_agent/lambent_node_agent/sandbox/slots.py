@@ -19,14 +19,18 @@ if TYPE_CHECKING:
     from lambent_node_agent.cgroups import Group, Tree
 
     from .ephemeral_storage import Storage, Volume
+    from .uid_range import SandboxUid, UidRange
 
 MAX_PROCESSES = 1024
 """AWS Lambda quotas: processes and threads of an execution environment."""
 PLACES = {"task": "/var/task", "tmp": "/tmp", "passwd": "/etc/passwd"}  # noqa: S108 - the sandbox's own /tmp
 """A slot's places on the host side, and where each appears in the sandbox."""
 _WRITABLE = frozenset({"tmp"})
-_NOBODY = "nobody:x:65534:65534::/:/sbin/nologin\n"
-"""Whose every file is that is of no UID in the sandbox's user namespace: what it did not write itself."""
+_ACCOUNTS = """\
+sbx_user{index}:x:{uid}:{uid}::/:/sbin/nologin
+nobody:x:65534:65534::/:/sbin/nologin
+"""
+"""Lines of a sandbox's /etc/passwd. Nobody's is every file of a UID that is not in its user namespace."""
 _REMOVE_TIMEOUT_S = 5.0
 
 
@@ -34,11 +38,11 @@ class Slot:
     """UID, mount point and control groups of one sandbox at a time.
 
     Attributes:
-        uid: UID and GID of the sandbox.
+        uid: UID and GID of the sandbox, by both numbers.
         group: Its control groups.
     """
 
-    def __init__(self, index: int, uid: int, directory: Path, group: Group, volume: Volume) -> None:
+    def __init__(self, index: int, uid: SandboxUid, directory: Path, group: Group, volume: Volume) -> None:
         self.index = index
         self.uid = uid
         self.group = group
@@ -119,17 +123,14 @@ class SlotTable:
         directory: Holds the slots' mount points; the owner's alone.
         tree: The owner's control groups.
         storage: Makes their /tmp.
-        first_uid: UID of slot 0; the others follow.
-
-    Attributes:
-        first_uid: The same.
+        uids: Gives the UID of each slot.
     """
 
-    def __init__(self, directory: Path, tree: Tree, storage: Storage, first_uid: int) -> None:
+    def __init__(self, directory: Path, tree: Tree, storage: Storage, uids: UidRange) -> None:
         self._directory = directory
         self._tree = tree
         self._storage = storage
-        self.first_uid = first_uid
+        self._uids = uids
         self._free: list[Slot] = []
         self._soiled: list[Slot] = []  # given back and not clean yet: nobody's, and to be tried again
         self._unused = 0
@@ -206,7 +207,7 @@ class SlotTable:
             self._directory.rmdir()
 
     def _make(self, index: int) -> Slot:
-        uid = self.first_uid + index
+        uid = self._uids.of(index)
         directory = self._directory / str(index)
         try:
             group = self._tree.make_group(str(index))
@@ -216,7 +217,7 @@ class SlotTable:
             group.limit_processes(MAX_PROCESSES)
             with mounts.reported(f"making of slot {index}"):
                 directory.mkdir()
-                mounts.make_slot_mount(directory, f"sbx_user{index}:x:{uid}:{uid}::/:/sbin/nologin\n{_NOBODY}")
+                mounts.make_slot_mount(directory, _ACCOUNTS.format(index=index, uid=uid.inside))
         except (SandboxError, CgroupError) as error:
             group.remove()
             _remove_directory(directory)

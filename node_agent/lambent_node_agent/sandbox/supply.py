@@ -56,6 +56,7 @@ class Supply:
         slots: Where sandboxes get their slots.
         filters: What they install against system calls, in order.
         user_namespace: Give each a user namespace of its own.
+        confined: This process is root in a user namespace alone.
         bounds: Of the blank sandboxes kept ready, from the first one that is asked for on.
         turn: Supplies that share it start their zygotes in the background one after the other.
     """
@@ -68,6 +69,7 @@ class Supply:
         *,
         filters: Sequence[bytes],
         user_namespace: bool,
+        confined: bool,
         bounds: Bounds,
         turn: asyncio.Lock,
     ) -> None:
@@ -76,6 +78,7 @@ class Supply:
         self._slots = slots
         self._filters = filters
         self._user_namespace = user_namespace
+        self._confined = confined
         self._bounds = bounds
         self._demand = Demand()
         self._making_s = 0.0
@@ -215,7 +218,11 @@ class Supply:
             with mounts.reported("directory of a zygote's root"):
                 self._base.mkdir(exist_ok=True)
             self._zygote = await Zygote.start(
-                self._interpreter, self._base, self._filters, user_namespace=self._user_namespace
+                self._interpreter,
+                self._base,
+                self._filters,
+                user_namespace=self._user_namespace,
+                confined=self._confined,
             )
             self._zygote.exited.add_done_callback(self._lost)
             return self._zygote

@@ -5,22 +5,26 @@ from __future__ import annotations
 import asyncio
 import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import lambent_runtime
 
 from .interpreters import own_executable
 
+if TYPE_CHECKING:
+    from .uid_range import SandboxUid
+
 _ATTEMPT = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from lambent_runtime import user_namespace
-user_namespace.attempt(int(sys.argv[2]))
+user_namespace.attempt(int(sys.argv[2]), int(sys.argv[3]))
 """
 # The start of an interpreter; see `interpreters`.
 _TIMEOUT_S = 10.0
 
 
-async def objection(uid: int) -> str | None:
+async def objection(uid: SandboxUid) -> str | None:
     """Try it in a process that ends at once.
 
     Args:
@@ -33,9 +37,9 @@ async def objection(uid: int) -> str | None:
     return await asyncio.to_thread(_try, uid)
 
 
-def _try(uid: int) -> str | None:
+def _try(uid: SandboxUid) -> str | None:
     package = Path(lambent_runtime.__file__).resolve().parent
-    command = [str(own_executable()), "-I", "-S", "-c", _ATTEMPT, str(package.parent), str(uid)]
+    command = [str(own_executable()), "-I", "-S", "-c", _ATTEMPT, str(package.parent), *map(str, uid)]
     try:
         done = subprocess.run(
             command,

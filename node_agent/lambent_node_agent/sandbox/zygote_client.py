@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .interpreters import Interpreter
+    from .uid_range import SandboxUid
 
 # A cold start of an interpreter with a hundred modules, on a busy machine.
 START_TIMEOUT_S = 30.0
@@ -34,9 +35,9 @@ _START = """
 import sys
 sys.path.insert(0, sys.argv[5])
 from lambent_runtime import zygote
-connection, agent, base, package, _path, filters, user_namespace, *prefixes = sys.argv[1:]
-zygote.main(int(connection), int(agent), base, package,
-            filters=filters, user_namespace=user_namespace == "1", prefixes=prefixes)
+connection, agent, base, package, _path, filters, user_namespace, confined, *prefixes = sys.argv[1:]
+zygote.main(int(connection), int(agent), base, package, filters=filters,
+            user_namespace=user_namespace == "1", confined=confined == "1", prefixes=prefixes)
 """
 
 
@@ -61,7 +62,7 @@ class Zygote:
 
     @classmethod
     async def start(
-        cls, interpreter: Interpreter, base: Path, filters: Sequence[bytes], *, user_namespace: bool
+        cls, interpreter: Interpreter, base: Path, filters: Sequence[bytes], *, user_namespace: bool, confined: bool
     ) -> Zygote:
         """Start a zygote and wait until it serves.
 
@@ -70,6 +71,7 @@ class Zygote:
             base: Empty directory for its root; it is mounted over in the zygote's namespace only.
             filters: What its sandboxes install against system calls, in order.
             user_namespace: Give each a user namespace of its own.
+            confined: This process is root in a user namespace alone.
 
         Raises:
             SandboxError: It did not come up; the reason is on the agent's stderr.
@@ -79,7 +81,7 @@ class Zygote:
         ours.setblocking(False)
         package = _PACKAGE
         arguments = [str(theirs.fileno()), str(os.getpid()), str(base), str(package), str(package.parent)]
-        arguments += [",".join(program.hex() for program in filters), str(int(user_namespace))]
+        arguments += [",".join(program.hex() for program in filters), str(int(user_namespace)), str(int(confined))]
         command = [str(interpreter.executable), "-I", "-S", "-c", _START, *arguments, *interpreter.prefixes]
         try:
             # Blocking, for the two milliseconds of a vfork: asyncio's own way may fork from another thread.
@@ -112,7 +114,7 @@ class Zygote:
         return zygote
 
     async def fork(
-        self, uid: int, control: socket.socket, places: Sequence[tuple[int, str]], cgroups: Sequence[int]
+        self, uid: SandboxUid, control: socket.socket, places: Sequence[tuple[int, str]], cgroups: Sequence[int]
     ) -> int:
         """Fork a sandbox; it sets itself up while this returns.
 
@@ -130,7 +132,11 @@ class Zygote:
         Raises:
             SandboxError: The zygote is gone, does not answer, or could not fork.
         """
-        order: dict[str, object] = {"uid": uid, "mounts": [target for _fd, target in places]}
+        order: dict[str, object] = {
+            "uid": uid.outside,
+            "inside": uid.inside,
+            "mounts": [target for _fd, target in places],
+        }
         descriptors = [control.fileno(), *(fd for fd, _target in places), *cgroups]
         async with self._gate:
             if self.exited.done():

@@ -1,0 +1,1 @@
+"""An agent, and a whole cluster, of a user who is not root."""
