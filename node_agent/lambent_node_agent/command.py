@@ -26,7 +26,7 @@ from lambent_node_agent.config import AgentConfig, parse_labels, parse_protectio
 from lambent_node_agent.daemon import serve
 from lambent_node_agent.environment.model import Lifetime
 from lambent_node_agent.isolation import Level
-from lambent_node_agent.rootless import enter_user_namespace, lock_dir
+from lambent_node_agent.rootless import enter_user_namespace, is_root, lock_dir
 from lambent_node_agent.sandbox import DEFAULT_LOCK_DIR, SandboxError, enter_private_mount_namespace
 
 
@@ -158,7 +158,7 @@ def agent(  # noqa: PLR0917 - one parameter per option
     configure_logging("agent", level=log_level)
     try:
         confinement, locks = None, DEFAULT_LOCK_DIR
-        if os.geteuid() != 0:
+        if not is_root():
             confinement, locks = enter_user_namespace(), lock_dir(os.environ)
         node_id = node_id or socket.gethostname().partition(".")[0]
         config = AgentConfig(

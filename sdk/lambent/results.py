@@ -178,6 +178,7 @@ class Node:
     Attributes:
         capacity: What it offers, by resource: `memory_mib`, `cpu_millis`, `disk_mib`.
         reserved: What is reserved, by the same names.
+        labels: The operator's, and what the agent says of its isolation: see docs/security.md.
         environments: Environments alive.
         attached: True when the scheduler that answered has a stream to it.
     """

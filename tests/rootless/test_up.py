@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
+import subprocess
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +14,7 @@ import psutil
 import pytest
 
 import lambent
-from tests.cluster import Cluster, leftovers
+from tests.cluster import LAMBENT, Cluster, leftovers
 from tests.rootless.ordinary_user import SUBORDINATE, UID, OrdinaryUser, ordinary_user
 from tests.security.target import package
 
@@ -174,6 +176,16 @@ def test_nothing_runs_on_after_the_supervisor_was_killed(bare_user: OrdinaryUser
     for process in running:
         process.wait(20)
     assert left_of(bare_user) == []
+
+
+def test_root_of_a_user_namespace_is_a_user(bare_user: OrdinaryUser) -> None:
+    """As in a container that a user started: UID 0, and no more rights than the user."""
+    command = ["unshare", "--user", "--map-root-user", LAMBENT, "doctor", "--output=json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
+    assert checks["sandbox"]["status"] == "ok"
+    assert "in a user namespace" in checks["user"]["detail"]
+    assert "own-uid" in checks["isolation"]["detail"]
 
 
 # A user with UIDs for sandboxes and control groups, as a desktop with systemd gives

@@ -78,10 +78,10 @@ def run_checks(facts: Facts, required: Level = Level.REDUCED) -> list[Check]:
 
 def _user(facts: Facts) -> Check:
     detail, confinement = f"UID {facts.user_id}", facts.confinement
-    if facts.user_id == 0:
-        return Check("user", Status.OK, detail)
+    if facts.confinement_error is not None:
+        return Check("user", Status.MISSING, detail, f"{facts.confinement_error}.")
     if confinement is None:
-        return Check("user", Status.MISSING, detail, f"Use sudo; {facts.confinement_error}.")
+        return Check("user", Status.OK, detail)
     if not confinement.uids:
         help_ = f"Functions share this UID, since {confinement.remark}."
         return Check("user", Status.WARNING, f"{detail}, in a user namespace with no UIDs for sandboxes", help_)

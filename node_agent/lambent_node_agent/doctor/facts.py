@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from lambent_common.machine import Machine, free_disk_mib, read_machine
 from lambent_common.programs import ETCD, NATS_SERVER, Program, Version, find_program, program_version
 from lambent_node_agent.cgroups import Layout, read_layout
-from lambent_node_agent.rootless import enter_user_namespace, lock_dir
+from lambent_node_agent.rootless import enter_user_namespace, is_root, lock_dir
 from lambent_node_agent.sandbox import DEFAULT_LOCK_DIR, SandboxError, interpreters
 from lambent_node_agent.sandbox.seccomp import compile_filters
 from lambent_runtime import linux
@@ -136,7 +136,7 @@ async def gather_facts(search_path: str, data_dir: Path) -> Facts:
 
 def _confine() -> tuple[Confinement | None, str | None]:
     """Become root in a user namespace, unless we are root; or tell why not."""
-    if os.geteuid() == 0:
+    if is_root():
         return None, None
     try:
         return enter_user_namespace(), None

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _PROGRAMS = {"newuidmap": Path("/etc/subuid"), "newgidmap": Path("/etc/subgid")}
 """What maps a block of IDs into a namespace, being setuid root, and where it looks up whose block that is."""
 _TIMEOUT_S = 10.0
+_ALL_UIDS = ["0", "0", "4294967295"]
+"""The map of the first user namespace: user_namespaces(7)."""
 
 
 def enter_user_namespace() -> Confinement:
@@ -55,6 +57,11 @@ def enter_user_namespace() -> Confinement:
     except OSError as error:
         raise SandboxError(f"the user namespace of an agent without root: {error}") from error
     return Confinement(uids=0, remark=remark)
+
+
+def is_root() -> bool:
+    """Whether this process is the machine's root, and not of a user namespace, as in a container of a user's."""
+    return os.geteuid() == 0 and Path("/proc/self/uid_map").read_text().split() == _ALL_UIDS
 
 
 def lock_dir(environment: Mapping[str, str]) -> Path:

@@ -219,7 +219,9 @@ class NodeRecord(message.Message):
 
     @builtins.property
     def labels(self) -> containers.ScalarMap[builtins.str, builtins.str]:
-        """The operator's labels."""
+        """The operator's labels, and the agent's own: `lambent.isolation` (full, standard or reduced) and, unless it is empty,
+        `lambent.not-enforced` (names of protections between commas).
+        """
 
     @builtins.property
     def runtimes(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
