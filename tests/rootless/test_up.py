@@ -231,11 +231,16 @@ def equipped_cluster(equipped_user: OrdinaryUser) -> Iterator[Cluster]:
         assert left_of(equipped_user) == []
 
 
-def test_with_uids_and_control_groups_isolation_is_full(equipped_user: OrdinaryUser, equipped_cluster: Cluster) -> None:
-    """As root's: the doctor, the node's label and a required level agree."""
+def test_doctor_finds_full_isolation_with_uids_and_control_groups(equipped_user: OrdinaryUser) -> None:
+    """As root's, on either version; a sandbox was made in the user's groups, and a required level is met."""
     checks, status = equipped_user.doctor()
     assert status == 0
     assert checks["isolation"] == {"name": "isolation", "status": "ok", "detail": "full", "help": ""}
+    assert [path for group in equipped_user.groups for path in group.glob("*/")] == []
+
+
+def test_the_node_s_label_says_so(equipped_cluster: Cluster) -> None:
+    """The cluster was started with `--require-isolation=full`."""
     assert labels_of(equipped_cluster) == {"lambent.isolation": "full"}
 
 
