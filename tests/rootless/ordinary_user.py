@@ -66,7 +66,11 @@ class OrdinaryUser:
 
     def lambent(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run `lambent` to its end."""
-        given = [UID, [str(group) for group in self.groups], self.files, str(ROOT), [str(LAMBENT), *arguments]]
+        return self.run(str(LAMBENT), *arguments)
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """Run a program, named by its path, to its end."""
+        given = [UID, [str(group) for group in self.groups], self.files, str(ROOT), command]
         own = {"HOME": str(self.home), "XDG_RUNTIME_DIR": ""}
         return subprocess.run(
             [sys.executable, "-c", BECOME, json.dumps(given)],

@@ -239,6 +239,16 @@ def test_doctor_finds_full_isolation_with_uids_and_control_groups(equipped_user:
     assert [path for group in equipped_user.groups for path in group.glob("*/")] == []
 
 
+def test_where_newuidmap_has_no_rights_sandboxes_share_the_user_s_uid(equipped_user: OrdinaryUser) -> None:
+    """In a container without setuid programs it fails; the doctor says so, and a sandbox is made all the same."""
+    done = equipped_user.run("/usr/bin/setpriv", "--no-new-privs", str(LAMBENT), "doctor", "--output=json")
+    checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
+    assert checks["user"]["status"] == "warning"
+    assert "newuidmap: " in checks["user"]["help"]
+    assert checks["sandbox"]["status"] == "ok"
+    assert checks["isolation"]["detail"] == "reduced; not enforced: own-uid"
+
+
 def test_the_node_s_label_says_so(equipped_cluster: Cluster) -> None:
     """The cluster was started with `--require-isolation=full`."""
     assert labels_of(equipped_cluster) == {"lambent.isolation": "full"}
