@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lambent_node_agent.cgroups import read_layout
-from tests.cluster import LAMBENT, Cluster, command_environment
+from tests.cluster import COMMAND_TIMEOUT_S, LAMBENT, Cluster, command_environment
 
 UID = 58_231
 """Nobody's on machines that run these tests."""
 SUBORDINATE = 0x2000_0000
 """First of its UIDs for sandboxes; neither distributions nor agents of root use these."""
-TIMEOUT_S = 90
 ROOT = Path(__file__).resolve().parents[2]
 
 # Becomes the user in a mount namespace of its own, in which the system knows the user.
@@ -78,7 +77,7 @@ class OrdinaryUser:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=TIMEOUT_S,
+            timeout=COMMAND_TIMEOUT_S,
             check=False,
         )
 

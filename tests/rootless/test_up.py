@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 import lambent
-from tests.cluster import LAMBENT, Cluster, leftovers
+from tests.cluster import COMMAND_TIMEOUT_S, LAMBENT, Cluster, leftovers
 from tests.rootless.ordinary_user import SUBORDINATE, UID, OrdinaryUser, ordinary_user
 from tests.security.target import package
 
@@ -204,7 +204,7 @@ def test_nothing_runs_on_after_the_supervisor_was_killed(bare_user: OrdinaryUser
 def test_root_of_a_user_namespace_is_a_user(bare_user: OrdinaryUser) -> None:
     """As in a container that a user started: UID 0, and no more rights than the user."""
     command = ["unshare", "--user", "--map-root-user", LAMBENT, "doctor", "--output=json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=COMMAND_TIMEOUT_S)
     checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
     assert checks["sandbox"]["status"] == "ok"
     assert "in a user namespace" in checks["user"]["detail"]

@@ -23,7 +23,7 @@ from .owner_lock import OwnerLock, lock_directory
 from .seccomp import compile_filters
 from .slots import SlotTable
 from .supply import Supply
-from .uid_range import UidRange
+from .uid_range import ALL_UIDS, UidRange
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -200,7 +200,8 @@ class SandboxHost:
         # 2. Directories and UIDs.
         self._sweep_directory()
         self._resources.callback(self._remove_directory)
-        uids = UidRange(config.lock_dir / "uids", *([] if config.confinement is None else [config.confinement.uids]))
+        confinement = config.confinement
+        uids = UidRange(config.lock_dir / "uids", ALL_UIDS if confinement is None else confinement.uids)
         self._resources.callback(uids.close)
         # 3. Control groups.
         with _cgroups_reported():

@@ -16,6 +16,7 @@ FIRST_UID = 0x1000_0000
 UIDS_PER_AGENT = 4096
 """One for each sandbox that an agent may have; more than any machine holds at 128 MiB each."""
 MAX_AGENTS = 256
+ALL_UIDS = MAX_AGENTS * UIDS_PER_AGENT
 
 
 class SandboxUid(NamedTuple):
@@ -39,7 +40,7 @@ class UidRange:
         SandboxError: The directory cannot be used, or every block is taken.
     """
 
-    def __init__(self, directory: Path, uids: int = MAX_AGENTS * UIDS_PER_AGENT) -> None:
+    def __init__(self, directory: Path, uids: int = ALL_UIDS) -> None:
         self.shared = uids == 0
         blocks = MAX_AGENTS if self.shared else min(uids // UIDS_PER_AGENT, MAX_AGENTS)
         try:
