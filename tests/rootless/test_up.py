@@ -142,7 +142,7 @@ def test_up_refuses_to_run_functions_without_a_limit_of_memory(bare_user: Ordina
     checks, status = bare_user.doctor()
     assert status == 1
     assert checks["cgroups"]["status"] == "missing"
-    assert "not this user's: cpu memory pids" in checks["cgroups"]["detail"]
+    assert "not this user's: cpu freezer memory pids" in checks["cgroups"]["detail"]
     assert "--allow-missing memory" in checks["cgroups"]["help"]
 
 

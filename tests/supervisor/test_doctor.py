@@ -139,7 +139,7 @@ def test_a_user_is_told_how_systemd_delegates_control_groups() -> None:
     """A command to copy, where it would help."""
     check = named(ORDINARY, "cgroups")
     assert check.status is Status.MISSING
-    assert "not this user's: cpu memory pids" in check.detail
+    assert "not this user's: cpu freezer memory pids" in check.detail
     assert "systemd-run --user --scope --property=Delegate=yes lambent up" in check.help
     old = dataclasses.replace(ORDINARY, layout=layout_of(dataclasses.replace(UNIFIED, unified=False)))
     assert "systemd-run" not in named(old, "cgroups").help
