@@ -28,6 +28,7 @@ class Protection(enum.Enum):
     OWN_UID = "own-uid"  # it shares its UID with nobody
     USER_NAMESPACE = "user-namespace"  # a capability, however got hold of, counts over nothing
     CPU = "cpu"  # it gets the CPU share of its memory, whatever others want
+    FREEZER = "freezer"  # idle, it does not run
     SWAP = "swap"  # its memory is not swapped out, which would let it use more, and slow down others
 
     @property
@@ -44,6 +45,7 @@ _WITHOUT = {
     Protection.OWN_UID: "functions run under one UID, the agent's own",
     Protection.USER_NAMESPACE: "functions' UIDs are the machine's",
     Protection.CPU: "functions share CPUs unfairly",
+    Protection.FREEZER: "idle functions go on running",
     Protection.SWAP: "functions may swap beyond their memory",
 }
 

@@ -37,7 +37,7 @@ def handler(event, context):
     yield str(made)
     signal.pause()
 """
-NOT_ENFORCED = "memory,own-uid,cpu" + (",swap" if len(Path("/proc/swaps").read_text().splitlines()) > 1 else "")
+NOT_ENFORCED = "memory,own-uid,cpu,freezer" + (",swap" if len(Path("/proc/swaps").read_text().splitlines()) > 1 else "")
 """For a user whom nobody has given anything."""
 SUBORDINATE_UIDS = range(SUBORDINATE, SUBORDINATE + 65536)
 FACTS = """
@@ -101,7 +101,7 @@ def labels_of(cluster: Cluster) -> dict[str, str]:
 
 def processes_of(*uids: int) -> list[psutil.Process]:
     """What runs under these UIDs; who was killed and not waited for yet does not."""
-    found = psutil.process_iter(["uids", "status"])
+    found = psutil.process_iter(["uids", "status", "name"])
     return [one for one in found if one.info["uids"].real in uids and one.info["status"] != psutil.STATUS_ZOMBIE]
 
 
@@ -194,7 +194,7 @@ def test_a_timeout_ends_the_call_and_the_next_one_is_answered(bare_cluster: Clus
 def test_nothing_runs_on_after_the_supervisor_was_killed(bare_user: OrdinaryUser, bare_cluster: Cluster) -> None:
     """Its children die with it, zygotes and sandboxes with their agent; `down` finds nothing to do."""
     running = processes_of(UID)
-    assert {process.name() for process in running} >= {"lambent-zygote", "lambent-reaper"}
+    assert {process.info["name"] for process in running} >= {"lambent-zygote", "lambent-reaper"}
     assert bare_cluster.supervisor.send(signal.SIGKILL)
     for process in running:
         process.wait(20)
@@ -259,8 +259,8 @@ def test_sandboxes_have_uids_of_the_user_s_block(equipped_cluster: Cluster) -> N
     found = facts_of(equipped_cluster)
     assert set(found["capabilities"]) == {"0" * 16}
     assert found["map"] == [str(found["uid"]), str(found["uid"]), "1"]
-    reapers = [one for one in processes_of(*SUBORDINATE_UIDS) if one.name() == "lambent-reaper"]
-    assert len({one.uids().real for one in reapers}) == len(reapers) >= 2
+    reapers = [one for one in processes_of(*SUBORDINATE_UIDS) if one.info["name"] == "lambent-reaper"]
+    assert len({one.info["uids"].real for one in reapers}) == len(reapers) >= 2
 
 
 def test_a_function_that_takes_too_much_memory_is_killed(equipped_cluster: Cluster) -> None:

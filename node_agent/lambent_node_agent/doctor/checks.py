@@ -33,9 +33,9 @@ MINIMUM_MEMORY_MIB = 768
 
 NEEDED_CONTROLLERS = ("memory",)
 WANTED_CONTROLLERS = {
-    "cpu": "functions share CPUs unfairly",
+    "cpu": Protection.CPU.without,
     "pids": "only rlimits count a function's processes, up to 742",
-    "freezer": "idle functions go on running",
+    "freezer": Protection.FREEZER.without,
 }
 """Those that nothing depends on, and what is lost without each."""
 DELEGATION = "systemd-run --user --scope --property=Delegate=yes lambent up"
