@@ -64,7 +64,8 @@ class Level(enum.Enum):
 
 
 _OF_LEVEL = {
-    Level.FULL: frozenset(Protection),
+    # All that one function could do to others: a /tmp in memory is its own.
+    Level.FULL: frozenset(Protection) - {Protection.DISK},
     # Neither can a function take the machine down, nor does one broken layer show it the files of others.
     Level.STANDARD: frozenset({Protection.MEMORY, Protection.PIDS, Protection.SECCOMP, Protection.OWN_UID}),
     Level.REDUCED: frozenset(),
@@ -72,6 +73,11 @@ _OF_LEVEL = {
 
 NEEDED = (Protection.MEMORY, Protection.PIDS, Protection.SECCOMP, Protection.DISK)
 """Without one of these functions run only where the operator says so by name."""
+
+
+def accepted(allowed: frozenset[str], *, confined: bool) -> frozenset[str]:
+    """Return the names of what an agent does without: what the operator allows, and what no agent without root has."""
+    return allowed | {Protection.DISK.value} if confined else allowed
 
 
 def level_of(missing: Iterable[Protection]) -> Level:

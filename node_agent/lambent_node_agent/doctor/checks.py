@@ -150,8 +150,8 @@ def _storage(facts: Facts) -> Check:
     if facts.confinement is not None:
         return Check("storage", Status.WARNING, reason, "Only an agent of root has it on disk.")
     help_ = (
-        "/tmp on disk needs btrfs and loop devices in the kernel, and the package btrfs-progs; without them it is memory "
-        f"of the function: `lambent agent --allow-missing {Protection.DISK.value}`."
+        "Functions' /tmp needs btrfs and loop devices in the kernel, and mkfs.btrfs (Debian: btrfs-progs). Without "
+        f"them it is memory of the function: `lambent agent --allow-missing {Protection.DISK.value}`."
     )
     return Check("storage", Status.MISSING, reason, help_)
 
@@ -231,7 +231,8 @@ def _isolation(facts: Facts, required: Level) -> Check:
     level = isolation.level_of(facts.missing)
     if not facts.missing:
         return Check("isolation", Status.OK, level.value)
-    refused = isolation.refusal(facts.missing, frozenset(), required)
+    accepted = isolation.accepted(frozenset(), confined=facts.confinement is not None)
+    refused = isolation.refusal(facts.missing, accepted, required)
     detail = f"{level.value}; not enforced: {isolation.names(facts.missing)}"
     reasons = "; ".join(f"{name.value}: {facts.missing[name]}" for name in isolation.in_order(facts.missing))
     return Check("isolation", Status.WARNING if refused is None else Status.MISSING, detail, f"{reasons}.")

@@ -231,9 +231,7 @@ class SandboxHost:
                     f"{objections[Protection.USER_NAMESPACE]}"
                 )
         self._missing = {protection: objections.get(protection) or protection.without for protection in missing}
-        allowed = self._config.allow_missing
-        if self._config.confinement is not None:
-            allowed |= {Protection.DISK.value}  # as every such node has it
+        allowed = isolation.accepted(self._config.allow_missing, confined=self._config.confinement is not None)
         said = isolation.refusal(self._missing, allowed, self._config.required)
         if said is not None:
             raise SandboxError(said)
