@@ -57,7 +57,9 @@ if TYPE_CHECKING:
         InvokeResult,
         LastUpdateStatus,
         LogEvent,
+        NetworkMode,
         Node,
+        VpcConfig,
     )
     from lambent.stream import ResponseStream
 
@@ -84,7 +86,9 @@ __all__ = [
     "InvokeResult",
     "LastUpdateStatus",
     "LogEvent",
+    "NetworkMode",
     "Node",
+    "VpcConfig",
     # Errors.
     "AliasNotFoundError",
     "CallerError",
@@ -136,7 +140,9 @@ _MODULES = {
         "InvokeResult",
         "LastUpdateStatus",
         "LogEvent",
+        "NetworkMode",
         "Node",
+        "VpcConfig",
     ),
     "results",
 )

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from lambent.endpoint import Endpoint
     from lambent.functions import Code
     from lambent.map_run import MapProgress
-    from lambent.results import ClusterStatus, Function, InvokeResult, LogEvent, Node
+    from lambent.results import ClusterStatus, Function, InvokeResult, LogEvent, NetworkMode, Node, VpcConfig
     from lambent.retry import RetryPolicy
     from lambent.upload import UploadProgress
 
@@ -332,6 +332,8 @@ class AsyncClient:
         ephemeral_storage_mib: int | None = None,
         snap_start: bool | None = None,
         description: str | None = None,
+        network: NetworkMode | str | None = None,
+        vpc_config: VpcConfig | None = None,
         requirements: Path | str | Iterable[str] | None = None,
         publish: bool = False,
         alias: str = "",
@@ -353,6 +355,8 @@ class AsyncClient:
             ephemeral_storage_mib: Size of /tmp, [512, 10240], default 512.
             snap_start: True to have environments of published versions initialised before calls come for them.
             description: At most 256 characters.
+            network: Where its connections may go, default EGRESS.
+            vpc_config: The operator's networks that it may connect to instead; an empty one ends that.
             requirements: A requirements file or specifiers to install beside the code.
             publish: True to publish a version.
             alias: Name to put on the published version; implies `publish`.
@@ -370,6 +374,8 @@ class AsyncClient:
             ephemeral_storage_mib=ephemeral_storage_mib,
             snap_start=snap_start,
             description=description,
+            network=network,
+            vpc_config=vpc_config,
         )
         return await deployment.deploy(
             self.functions,

@@ -19,7 +19,9 @@ from lambent.results import (
     InvokeResult,
     LastUpdateStatus,
     LogEvent,
+    NetworkMode,
     Node,
+    VpcConfig,
 )
 from lambent.v1 import function_pb2
 
@@ -37,6 +39,11 @@ _STATES = {
     function_pb2.FUNCTION_STATE_PENDING: FunctionState.PENDING,
     function_pb2.FUNCTION_STATE_ACTIVE: FunctionState.ACTIVE,
     function_pb2.FUNCTION_STATE_FAILED: FunctionState.FAILED,
+}
+
+_NETWORK_MODES = {
+    function_pb2.NETWORK_MODE_NONE: NetworkMode.NONE,
+    function_pb2.NETWORK_MODE_EGRESS: NetworkMode.EGRESS,
 }
 
 _UPDATE_STATUSES = {
@@ -107,6 +114,8 @@ def function(message: function_pb2.Function, *, reserved_concurrency: int | None
         reserved_concurrency=reserved_concurrency,
         snap_start=message.snap_start.apply_on == function_pb2.SNAP_START_APPLY_ON_PUBLISHED_VERSIONS,
         snap_start_optimized=message.snap_start.optimized,
+        network=_NETWORK_MODES.get(message.network_mode, NetworkMode.EGRESS),
+        vpc_config=VpcConfig(tuple(message.vpc_config.subnet_ids), tuple(message.vpc_config.security_group_ids)),
     )
 
 
@@ -116,6 +125,29 @@ def snap_start(applied: bool | None) -> function_pb2.SnapStart | None:
         return None
     published, none = function_pb2.SNAP_START_APPLY_ON_PUBLISHED_VERSIONS, function_pb2.SNAP_START_APPLY_ON_NONE
     return function_pb2.SnapStart(apply_on=published if applied else none)
+
+
+def network_mode(mode: NetworkMode | str | None) -> function_pb2.NetworkMode.ValueType | None:
+    """Write a network mode; None stays None.
+
+    Raises:
+        InvalidParameterError: There is no such mode.
+    """
+    if mode is None:
+        return None
+    try:
+        wanted = NetworkMode(mode)
+    except ValueError as error:
+        known = ", ".join(one.value for one in NetworkMode)
+        raise InvalidParameterError(f"network {mode!r} is none of {known}") from error
+    return next(number for number, one in _NETWORK_MODES.items() if one is wanted)
+
+
+def vpc_config(config: VpcConfig | None) -> function_pb2.VpcConfig | None:
+    """Write a VpcConfig; None stays None."""
+    if config is None:
+        return None
+    return function_pb2.VpcConfig(subnet_ids=config.subnet_ids, security_group_ids=config.security_group_ids)
 
 
 def alias(message: function_pb2.Alias) -> Alias:

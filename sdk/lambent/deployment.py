@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, TypeVar
 
 from lambent.errors import (
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lambent.functions import Code, Functions
-    from lambent.results import Function
+    from lambent.results import Function, NetworkMode, VpcConfig
     from lambent.upload import UploadProgress
 
 _CROSSING = RetryPolicy(attempts=10, base_s=0.02, cap_s=1.0)
@@ -48,6 +48,8 @@ class Wanted:
     ephemeral_storage_mib: int | None = None
     snap_start: bool | None = None
     description: str | None = None
+    network: NetworkMode | str | None = None
+    vpc_config: VpcConfig | None = None
 
     def changes(self, function: Function) -> Wanted:
         """Give what differs from the function, the rest as None. Pure."""
@@ -61,6 +63,8 @@ class Wanted:
             ephemeral_storage_mib=_changed(self.ephemeral_storage_mib, function.ephemeral_storage_mib),
             snap_start=_changed(self.snap_start, function.snap_start),
             description=_changed(self.description, function.description),
+            network=_changed(self.network, function.network),
+            vpc_config=_changed(self.vpc_config, function.vpc_config),
         )
 
 
@@ -135,7 +139,8 @@ class _Deployment:
             function = await settled(self.functions, self.name)
         changes = self.wanted.changes(function)
         if changes != Wanted() and not function.failed:
-            await self.functions.update_configuration(self.name, **asdict(changes), revision_id=function.revision_id)
+            values = {field.name: getattr(changes, field.name) for field in fields(changes)}
+            await self.functions.update_configuration(self.name, **values, revision_id=function.revision_id)
             function = await settled(self.functions, self.name)
         if function.code_sha256 != package.sha256:
             raise ResourceConflictError(f"function {self.name!r} was given other code in the middle of this deployment")
@@ -185,6 +190,8 @@ async def _create(
         ephemeral_storage_mib=wanted.ephemeral_storage_mib,
         snap_start=bool(wanted.snap_start),
         description=wanted.description or "",
+        network=wanted.network,
+        vpc_config=wanted.vpc_config,
         on_progress=on_progress,
     )
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lambent.connection import Connection
-    from lambent.results import Alias, Function
+    from lambent.results import Alias, Function, NetworkMode, VpcConfig
     from lambent.upload import UploadProgress
 
     Code = Path | str | bytes | CodePackage
@@ -61,6 +61,8 @@ class Functions:
         role: str = "",
         requirements: Path | str | Iterable[str] | None = None,
         publish: bool = False,
+        network: NetworkMode | str | None = None,
+        vpc_config: VpcConfig | None = None,
         on_progress: UploadProgress | None = None,
     ) -> Function:
         """Upload code and make a function of it. The result is PENDING; `wait_until_settled` waits for ACTIVE.
@@ -79,6 +81,8 @@ class Functions:
             role: Role ARN, kept and given back.
             requirements: A requirements file or specifiers to install beside the code.
             publish: True to publish version 1 as well.
+            network: Where its connections may go; None means EGRESS.
+            vpc_config: The operator's networks that it may connect to instead.
             on_progress: Called with bytes sent and bytes in all.
 
         Raises:
@@ -102,6 +106,8 @@ class Functions:
                 code_sha256=stored,
                 publish=publish,
                 snap_start=conversion.snap_start(snap_start),
+                network_mode=conversion.network_mode(network) or function_pb2.NETWORK_MODE_UNSPECIFIED,
+                vpc_config=conversion.vpc_config(vpc_config),
             ),
         )
         return conversion.function(reply.function)
@@ -188,6 +194,8 @@ class Functions:
         snap_start: bool | None = None,
         description: str | None = None,
         role: str | None = None,
+        network: NetworkMode | str | None = None,
+        vpc_config: VpcConfig | None = None,
         revision_id: str = "",
     ) -> Function:
         """Change what is given; None leaves a value as it is. `environment` replaces all variables.
@@ -215,6 +223,8 @@ class Functions:
                 environment=variables,
                 snap_start=conversion.snap_start(snap_start),
                 revision_id=revision_id,
+                network_mode=conversion.network_mode(network),
+                vpc_config=conversion.vpc_config(vpc_config),
             ),
         )
         return conversion.function(reply.function)

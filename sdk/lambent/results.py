@@ -21,6 +21,31 @@ class FunctionState(enum.Enum):
     FAILED = "Failed"
 
 
+class NetworkMode(enum.StrEnum):
+    """Where the connections of a function without a VpcConfig may go."""
+
+    NONE = "none"
+    """Loopback only."""
+    EGRESS = "egress"
+    """Public addresses."""
+
+
+@dataclass(frozen=True, slots=True)
+class VpcConfig:
+    """Networks of the operator that a function may connect to, in place of public addresses (AWS Lambda, `VpcConfig`).
+
+    Attributes:
+        subnet_ids: At most 16: a connection may go where any of them leads.
+        security_group_ids: At most 5: of these connections, those that any of them lets through.
+    """
+
+    subnet_ids: tuple[str, ...] = ()
+    security_group_ids: tuple[str, ...] = ()
+
+
+NO_VPC = VpcConfig()
+
+
 class LastUpdateStatus(enum.Enum):
     """Progress of the last change of $LATEST (AWS Lambda, `LastUpdateStatus`). NONE while a function is created."""
 
@@ -115,6 +140,8 @@ class Function:
             for (only `functions.get` asks).
         snap_start: True when published versions have environments initialised before calls come for them.
         snap_start_optimized: True for a version for which that was done before it became ACTIVE.
+        network: Where its connections may go when it has no VpcConfig.
+        vpc_config: The operator's networks that it may connect to instead; empty when there is none.
     """
 
     function_name: str
@@ -140,6 +167,8 @@ class Function:
     reserved_concurrency: int | None = None
     snap_start: bool = False
     snap_start_optimized: bool = False
+    network: NetworkMode = NetworkMode.EGRESS
+    vpc_config: VpcConfig = NO_VPC
 
     @property
     def settled(self) -> bool:

@@ -23,8 +23,9 @@ def impossible(nodes: NodeTable, version: VersionState) -> NoCapacityError | Non
         return NoCapacityError(
             f"function {name} needs {memory_mib} MiB and the largest node has room for {largest_mib} MiB"
         )
+    labels = "".join(f" and label {key}" for key, _value in sorted(request.shape.labels))
     return NoCapacityError(
-        f"no node takes environments with runtime {request.shape.runtime} and {disk_mib} MiB of /tmp, "
+        f"no node takes environments with runtime {request.shape.runtime} and {disk_mib} MiB of /tmp{labels}, "
         f"as function {name} needs: {_rejections(nodes, version)}"
     )
 

@@ -35,6 +35,10 @@ class VersionSpec:
         snap_start: True when environments of it are to be initialised before calls come for them.
         function_arn: ARN of the function, without a qualifier.
         partition: In [0, 255]; by account and function name.
+        labels: Labels that a node must have.
+        network_mode: A NetworkMode of function.proto.
+        subnet_ids: Of its VpcConfig.
+        security_group_ids: Of its VpcConfig.
         key: See VersionKey.
         cpu_millis: CPU share of one environment.
     """
@@ -54,6 +58,10 @@ class VersionSpec:
     function_arn: str
     partition: int
     snap_start: bool = False
+    labels: frozenset[tuple[str, str]] = frozenset()
+    network_mode: int = 0
+    subnet_ids: tuple[str, ...] = ()
+    security_group_ids: tuple[str, ...] = ()
     key: VersionKey = field(init=False)
     cpu_millis: int = field(init=False)
 

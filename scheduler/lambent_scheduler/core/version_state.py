@@ -60,7 +60,10 @@ class VersionState:
         self.refused_until: dict[str, float] = {}
         # The request sees the refusals of the moment: it holds the same dictionary.
         self.request = PlacementRequest(
-            Shape(spec.runtime, spec.ephemeral_storage_mib), spec.memory_mib, spec.code_sha256, self.refused_until
+            Shape(spec.runtime, spec.ephemeral_storage_mib, spec.labels),
+            spec.memory_mib,
+            spec.code_sha256,
+            self.refused_until,
         )
         self.idle: dict[Environment, None] = {}
         self.prepared: dict[Environment, None] = {}

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from lambent.errors import InvalidParameterError
 from lambent.v1 import function_pb2
+from lambent_scheduler.functions import network
+from lambent_scheduler.functions.network import UNCHANGED, NetworkChanges
 from lambent_scheduler.functions.violations import Violations, shown
 
 if TYPE_CHECKING:
@@ -77,6 +79,7 @@ class Changes:
     Attributes:
         timeout_ms: Longest run of one invocation; a whole number of seconds is checked for.
         environment_variables: All of the user's variables.
+        network: Where connections may go.
     """
 
     runtime: str | None = None
@@ -88,6 +91,7 @@ class Changes:
     ephemeral_storage_mib: int | None = None
     environment_variables: Mapping[str, str] | None = None
     snap_start: function_pb2.SnapStartApplyOn.ValueType | None = None
+    network: NetworkChanges = UNCHANGED
 
     def validate(self) -> None:
         """Check every value that is given.
@@ -102,6 +106,7 @@ class Changes:
         self._numbers(violations)
         if self.environment_variables is not None:
             _check_variable_names(violations, self.environment_variables)
+        self.network.note_violations(violations)
         violations.raise_any()
         if self.runtime is not None and not _RUNTIME.fullmatch(self.runtime):
             raise InvalidParameterError(
@@ -110,6 +115,7 @@ class Changes:
             )
         if self.environment_variables is not None:
             _check_variables(self.environment_variables)
+        self.network.validate()
 
     def apply(self, function: function_pb2.Function) -> None:
         """Write the values that are given into a function."""
@@ -132,6 +138,7 @@ class Changes:
             function.environment_variables.update(self.environment_variables)
         if self.snap_start is not None:
             function.snap_start.apply_on = self.snap_start
+        self.network.apply(function)
 
     def _texts(self, violations: Violations) -> None:
         if self.role and not _ROLE.fullmatch(self.role):
@@ -168,6 +175,7 @@ def from_create(request: function_pb2.CreateFunctionRequest) -> Changes:
         ephemeral_storage_mib=request.ephemeral_storage_mib or STORAGE_DEFAULT_MIB,
         environment_variables=dict(request.environment_variables),
         snap_start=_apply_on(request.snap_start),
+        network=network.from_create(request),
     )
 
 
@@ -183,6 +191,7 @@ def from_update(request: function_pb2.UpdateFunctionConfigurationRequest) -> Cha
         ephemeral_storage_mib=request.ephemeral_storage_mib if request.HasField("ephemeral_storage_mib") else None,
         environment_variables=dict(request.environment.variables) if request.HasField("environment") else None,
         snap_start=_apply_on(request.snap_start) if request.HasField("snap_start") else None,
+        network=network.from_update(request),
     )
 
 

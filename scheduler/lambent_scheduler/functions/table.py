@@ -20,6 +20,7 @@ from lambent_common.etcd import Changes, Delete, Put, Snapshot
 from lambent_scheduler.core.version import VersionKey, VersionSpec
 from lambent_scheduler.functions import model, record_keys
 from lambent_scheduler.functions.names import LATEST, FunctionId, Naming, is_version_number
+from lambent_scheduler.functions.network import required_labels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -406,6 +407,10 @@ class FunctionTable:
             function_arn=self._naming.arn(function),
             partition=keys.partition_of(function.account, function.name),
             snap_start=model.has_snap_start(version),
+            labels=required_labels(version),
+            network_mode=version.network_mode,
+            subnet_ids=tuple(version.vpc_config.subnet_ids),
+            security_group_ids=tuple(version.vpc_config.security_group_ids),
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from lambent.v1 import node_pb2
+from lambent.v1 import function_pb2, node_pb2
 
 if TYPE_CHECKING:
     from lambent_scheduler.core.environments import Environment
@@ -60,6 +60,8 @@ def start_order(environment_id: str, spec: VersionSpec, epoch: int) -> node_pb2.
             timeout_us=spec.timeout_us,
             function_arn=spec.function_arn,
             snap_start=spec.snap_start,
+            network_mode=function_pb2.NetworkMode.ValueType(spec.network_mode),
+            vpc_config=function_pb2.VpcConfig(subnet_ids=spec.subnet_ids, security_group_ids=spec.security_group_ids),
         ),
     )
 

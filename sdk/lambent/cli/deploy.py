@@ -10,6 +10,7 @@ import click
 
 from lambent.cli.options import Assignment, FunctionName, Seconds, cluster_command
 from lambent.cli.output import Output, size
+from lambent.results import NetworkMode, VpcConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -38,6 +39,13 @@ if TYPE_CHECKING:
 )
 @click.option("--description", help="At most 256 characters.")
 @click.option(
+    "--network",
+    type=click.Choice([mode.value for mode in NetworkMode]),
+    help="Where connections may go: nowhere, or to public addresses. [default: egress]",
+)
+@click.option("--subnet-ids", metavar="ID[,ID]", help="Networks of the operator to connect to instead; '' ends that.")
+@click.option("--security-group-ids", metavar="ID[,ID]", help="What of these networks is allowed.")
+@click.option(
     "--requirements",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Requirements file, installed beside the code for the runtime's Python version.",
@@ -60,6 +68,9 @@ def deploy(
     ephemeral_storage_mib: int | None,
     snap_start: bool | None,
     description: str | None,
+    network: str | None,
+    subnet_ids: str | None,
+    security_group_ids: str | None,
     requirements: Path | None,
     publish: bool,
     alias: str,
@@ -73,6 +84,7 @@ def deploy(
     Examples:
       lambent deploy hello ./hello --handler app.handler
       lambent deploy hello ./hello.zip --memory-mib 512 --timeout-s 10 --env MODE=fast
+      lambent deploy hello ./hello --subnet-ids subnet-db --security-group-ids sg-postgres
       lambent deploy hello ./hello --requirements ./hello/requirements.txt --alias live
       lambent deploy model ./model --snap-start --alias live
     """  # noqa: D301 - \b is click's mark for a paragraph that keeps its lines
@@ -89,6 +101,8 @@ def deploy(
             ephemeral_storage_mib=ephemeral_storage_mib,
             snap_start=snap_start,
             description=description,
+            network=None if network is None else NetworkMode(network),
+            vpc_config=_vpc_config(subnet_ids, security_group_ids),
             requirements=requirements,
             publish=publish,
             alias=alias,
@@ -102,6 +116,16 @@ def deploy(
         f"{function.function_name} version {function.version}{suffix}: {function.runtime}, {function.memory_mib} MiB, "
         f"{size(function.code_size_bytes)}, {function.code_sha256[:12]}"
     )
+
+
+def _vpc_config(subnet_ids: str | None, security_group_ids: str | None) -> VpcConfig | None:
+    if subnet_ids is None and security_group_ids is None:
+        return None
+    return VpcConfig(_ids(subnet_ids), _ids(security_group_ids))
+
+
+def _ids(text: str | None) -> tuple[str, ...]:
+    return tuple(filter(None, (text or "").split(",")))
 
 
 @contextlib.contextmanager

@@ -167,6 +167,7 @@ def _fields(function: Function) -> dict[str, str]:
         "memory": f"{function.memory_mib} MiB",
         "timeout": f"{function.timeout_s:g} s",
         "/tmp": f"{function.ephemeral_storage_mib} MiB",  # noqa: S108 - a label
+        "network": _network(function),
         "code": f"{size(function.code_size_bytes)}, sha256 {function.code_sha256}",
         "modified": when(function.last_modified),
         "revision": function.revision_id,
@@ -180,3 +181,10 @@ def _fields(function: Function) -> dict[str, str]:
     for name, value in sorted(function.environment.items()):
         fields[f"env {name}"] = value
     return fields
+
+
+def _network(function: Function) -> str:
+    config = function.vpc_config
+    if config.subnet_ids:
+        return f"vpc {', '.join(config.subnet_ids)}, allowed by {', '.join(config.security_group_ids)}"
+    return function.network.value

@@ -98,6 +98,29 @@ SNAP_START_APPLY_ON_NONE: SnapStartApplyOn.ValueType  # 1
 SNAP_START_APPLY_ON_PUBLISHED_VERSIONS: SnapStartApplyOn.ValueType  # 2
 """For versions, from their publication on; not for $LATEST."""
 
+class _NetworkMode:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _NetworkModeEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_NetworkMode.ValueType], builtins.type):
+    DESCRIPTOR: descriptor.EnumDescriptor
+    NETWORK_MODE_UNSPECIFIED: _NetworkMode.ValueType  # 0
+    """The default: NETWORK_MODE_EGRESS."""
+    NETWORK_MODE_NONE: _NetworkMode.ValueType  # 1
+    """Loopback only."""
+    NETWORK_MODE_EGRESS: _NetworkMode.ValueType  # 2
+    """Public addresses, through the node's own; never the node, other environments, private addresses or the cluster."""
+
+class NetworkMode(_NetworkMode, metaclass=_NetworkModeEnumTypeWrapper):
+    """Where the connections of a function may go when it has no VpcConfig. New values may be added."""
+
+NETWORK_MODE_UNSPECIFIED: NetworkMode.ValueType  # 0
+"""The default: NETWORK_MODE_EGRESS."""
+NETWORK_MODE_NONE: NetworkMode.ValueType  # 1
+"""Loopback only."""
+NETWORK_MODE_EGRESS: NetworkMode.ValueType  # 2
+"""Public addresses, through the node's own; never the node, other environments, private addresses or the cluster."""
+
 @typing.final
 class SnapStart(message.Message):
     """SnapStart of a function version."""
@@ -119,6 +142,36 @@ class SnapStart(message.Message):
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = typing.Literal["apply_on", b"apply_on", "optimized", b"optimized"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class VpcConfig(message.Message):
+    """The operator's networks that a function may connect to, in place of the public addresses. Both lists are empty, or
+    neither is.
+    """
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    SUBNET_IDS_FIELD_NUMBER: builtins.int
+    SECURITY_GROUP_IDS_FIELD_NUMBER: builtins.int
+    @builtins.property
+    def subnet_ids(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """At most 16 names that match subnet-[0-9a-z]*: a connection may go where any of them leads."""
+
+    @builtins.property
+    def security_group_ids(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """At most 5 names that match sg-[0-9a-zA-Z]*: of these connections, those that any of them lets through."""
+
+    def __init__(
+        self,
+        *,
+        subnet_ids: abc.Iterable[builtins.str] | None = ...,
+        security_group_ids: abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["security_group_ids", b"security_group_ids", "subnet_ids", b"subnet_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -171,6 +224,8 @@ class Function(message.Message):
     LAST_UPDATE_STATUS_REASON_FIELD_NUMBER: builtins.int
     LAST_UPDATE_STATUS_REASON_CODE_FIELD_NUMBER: builtins.int
     SNAP_START_FIELD_NUMBER: builtins.int
+    NETWORK_MODE_FIELD_NUMBER: builtins.int
+    VPC_CONFIG_FIELD_NUMBER: builtins.int
     function_name: builtins.str
     """Unique in the account. 1 to 64 characters of [A-Za-z0-9_-]."""
     function_arn: builtins.str
@@ -207,6 +262,8 @@ class Function(message.Message):
     """A sentence about the last update; empty when successful."""
     last_update_status_reason_code: builtins.str
     """A word about the last update; empty when successful."""
+    network_mode: NetworkMode.ValueType
+    """See NetworkMode. Default: NETWORK_MODE_EGRESS."""
     @builtins.property
     def timeout(self) -> duration_pb2.Duration:
         """Longest run of one invocation. Range: [1 s, 900 s]. Default 3 s."""
@@ -226,6 +283,10 @@ class Function(message.Message):
     @builtins.property
     def snap_start(self) -> SnapStart:
         """See SnapStart."""
+
+    @builtins.property
+    def vpc_config(self) -> VpcConfig:
+        """See VpcConfig. Unset when there is none."""
 
     def __init__(
         self,
@@ -253,10 +314,12 @@ class Function(message.Message):
         last_update_status_reason: builtins.str = ...,
         last_update_status_reason_code: builtins.str = ...,
         snap_start: SnapStart | None = ...,
+        network_mode: NetworkMode.ValueType = ...,
+        vpc_config: VpcConfig | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["last_modified_time", b"last_modified_time", "snap_start", b"snap_start", "timeout", b"timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["last_modified_time", b"last_modified_time", "snap_start", b"snap_start", "timeout", b"timeout", "vpc_config", b"vpc_config"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["architectures", b"architectures", "code_sha256", b"code_sha256", "code_size_bytes", b"code_size_bytes", "description", b"description", "environment_variables", b"environment_variables", "ephemeral_storage_mib", b"ephemeral_storage_mib", "function_arn", b"function_arn", "function_name", b"function_name", "handler", b"handler", "last_modified_time", b"last_modified_time", "last_update_status", b"last_update_status", "last_update_status_reason", b"last_update_status_reason", "last_update_status_reason_code", b"last_update_status_reason_code", "memory_mib", b"memory_mib", "revision_id", b"revision_id", "role", b"role", "runtime", b"runtime", "snap_start", b"snap_start", "state", b"state", "state_reason", b"state_reason", "state_reason_code", b"state_reason_code", "timeout", b"timeout", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["architectures", b"architectures", "code_sha256", b"code_sha256", "code_size_bytes", b"code_size_bytes", "description", b"description", "environment_variables", b"environment_variables", "ephemeral_storage_mib", b"ephemeral_storage_mib", "function_arn", b"function_arn", "function_name", b"function_name", "handler", b"handler", "last_modified_time", b"last_modified_time", "last_update_status", b"last_update_status", "last_update_status_reason", b"last_update_status_reason", "last_update_status_reason_code", b"last_update_status_reason_code", "memory_mib", b"memory_mib", "network_mode", b"network_mode", "revision_id", b"revision_id", "role", b"role", "runtime", b"runtime", "snap_start", b"snap_start", "state", b"state", "state_reason", b"state_reason", "state_reason_code", b"state_reason_code", "timeout", b"timeout", "version", b"version", "vpc_config", b"vpc_config"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -413,6 +476,8 @@ class CreateFunctionRequest(message.Message):
     CODE_SHA256_FIELD_NUMBER: builtins.int
     PUBLISH_FIELD_NUMBER: builtins.int
     SNAP_START_FIELD_NUMBER: builtins.int
+    NETWORK_MODE_FIELD_NUMBER: builtins.int
+    VPC_CONFIG_FIELD_NUMBER: builtins.int
     account: builtins.str
     """Empty means "default"."""
     function_name: builtins.str
@@ -433,6 +498,8 @@ class CreateFunctionRequest(message.Message):
     """An uploaded package."""
     publish: builtins.bool
     """True to publish version 1 as well; the reply is then that version."""
+    network_mode: NetworkMode.ValueType
+    """See Function."""
     @builtins.property
     def timeout(self) -> duration_pb2.Duration:
         """See Function."""
@@ -443,6 +510,10 @@ class CreateFunctionRequest(message.Message):
 
     @builtins.property
     def snap_start(self) -> SnapStart:
+        """See Function."""
+
+    @builtins.property
+    def vpc_config(self) -> VpcConfig:
         """See Function."""
 
     def __init__(
@@ -461,10 +532,12 @@ class CreateFunctionRequest(message.Message):
         code_sha256: builtins.str = ...,
         publish: builtins.bool = ...,
         snap_start: SnapStart | None = ...,
+        network_mode: NetworkMode.ValueType = ...,
+        vpc_config: VpcConfig | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["snap_start", b"snap_start", "timeout", b"timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["snap_start", b"snap_start", "timeout", b"timeout", "vpc_config", b"vpc_config"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["account", b"account", "code_sha256", b"code_sha256", "description", b"description", "environment_variables", b"environment_variables", "ephemeral_storage_mib", b"ephemeral_storage_mib", "function_name", b"function_name", "handler", b"handler", "memory_mib", b"memory_mib", "publish", b"publish", "role", b"role", "runtime", b"runtime", "snap_start", b"snap_start", "timeout", b"timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["account", b"account", "code_sha256", b"code_sha256", "description", b"description", "environment_variables", b"environment_variables", "ephemeral_storage_mib", b"ephemeral_storage_mib", "function_name", b"function_name", "handler", b"handler", "memory_mib", b"memory_mib", "network_mode", b"network_mode", "publish", b"publish", "role", b"role", "runtime", b"runtime", "snap_start", b"snap_start", "timeout", b"timeout", "vpc_config", b"vpc_config"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -722,6 +795,8 @@ class UpdateFunctionConfigurationRequest(message.Message):
     ENVIRONMENT_FIELD_NUMBER: builtins.int
     REVISION_ID_FIELD_NUMBER: builtins.int
     SNAP_START_FIELD_NUMBER: builtins.int
+    NETWORK_MODE_FIELD_NUMBER: builtins.int
+    VPC_CONFIG_FIELD_NUMBER: builtins.int
     account: builtins.str
     """Empty means "default"."""
     function_name: builtins.str
@@ -740,6 +815,8 @@ class UpdateFunctionConfigurationRequest(message.Message):
     """See Function."""
     revision_id: builtins.str
     """When set, the change is refused unless $LATEST has this revision."""
+    network_mode: NetworkMode.ValueType
+    """See Function."""
     @builtins.property
     def timeout(self) -> duration_pb2.Duration:
         """See Function."""
@@ -751,6 +828,10 @@ class UpdateFunctionConfigurationRequest(message.Message):
     @builtins.property
     def snap_start(self) -> SnapStart:
         """See Function."""
+
+    @builtins.property
+    def vpc_config(self) -> VpcConfig:
+        """Replaces both lists when present; two empty ones end it."""
 
     def __init__(
         self,
@@ -767,10 +848,12 @@ class UpdateFunctionConfigurationRequest(message.Message):
         environment: EnvironmentVariables | None = ...,
         revision_id: builtins.str = ...,
         snap_start: SnapStart | None = ...,
+        network_mode: NetworkMode.ValueType | None = ...,
+        vpc_config: VpcConfig | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["_description", b"_description", "_ephemeral_storage_mib", b"_ephemeral_storage_mib", "_handler", b"_handler", "_memory_mib", b"_memory_mib", "_role", b"_role", "_runtime", b"_runtime", "description", b"description", "environment", b"environment", "ephemeral_storage_mib", b"ephemeral_storage_mib", "handler", b"handler", "memory_mib", b"memory_mib", "role", b"role", "runtime", b"runtime", "snap_start", b"snap_start", "timeout", b"timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["_description", b"_description", "_ephemeral_storage_mib", b"_ephemeral_storage_mib", "_handler", b"_handler", "_memory_mib", b"_memory_mib", "_network_mode", b"_network_mode", "_role", b"_role", "_runtime", b"_runtime", "description", b"description", "environment", b"environment", "ephemeral_storage_mib", b"ephemeral_storage_mib", "handler", b"handler", "memory_mib", b"memory_mib", "network_mode", b"network_mode", "role", b"role", "runtime", b"runtime", "snap_start", b"snap_start", "timeout", b"timeout", "vpc_config", b"vpc_config"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["_description", b"_description", "_ephemeral_storage_mib", b"_ephemeral_storage_mib", "_handler", b"_handler", "_memory_mib", b"_memory_mib", "_role", b"_role", "_runtime", b"_runtime", "account", b"account", "description", b"description", "environment", b"environment", "ephemeral_storage_mib", b"ephemeral_storage_mib", "function_name", b"function_name", "handler", b"handler", "memory_mib", b"memory_mib", "revision_id", b"revision_id", "role", b"role", "runtime", b"runtime", "snap_start", b"snap_start", "timeout", b"timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_description", b"_description", "_ephemeral_storage_mib", b"_ephemeral_storage_mib", "_handler", b"_handler", "_memory_mib", b"_memory_mib", "_network_mode", b"_network_mode", "_role", b"_role", "_runtime", b"_runtime", "account", b"account", "description", b"description", "environment", b"environment", "ephemeral_storage_mib", b"ephemeral_storage_mib", "function_name", b"function_name", "handler", b"handler", "memory_mib", b"memory_mib", "network_mode", b"network_mode", "revision_id", b"revision_id", "role", b"role", "runtime", b"runtime", "snap_start", b"snap_start", "timeout", b"timeout", "vpc_config", b"vpc_config"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__description: _TypeAlias = typing.Literal["description"]  # noqa: Y015
     _WhichOneofArgType__description: _TypeAlias = typing.Literal["_description", b"_description"]  # noqa: Y015
@@ -780,6 +863,8 @@ class UpdateFunctionConfigurationRequest(message.Message):
     _WhichOneofArgType__handler: _TypeAlias = typing.Literal["_handler", b"_handler"]  # noqa: Y015
     _WhichOneofReturnType__memory_mib: _TypeAlias = typing.Literal["memory_mib"]  # noqa: Y015
     _WhichOneofArgType__memory_mib: _TypeAlias = typing.Literal["_memory_mib", b"_memory_mib"]  # noqa: Y015
+    _WhichOneofReturnType__network_mode: _TypeAlias = typing.Literal["network_mode"]  # noqa: Y015
+    _WhichOneofArgType__network_mode: _TypeAlias = typing.Literal["_network_mode", b"_network_mode"]  # noqa: Y015
     _WhichOneofReturnType__role: _TypeAlias = typing.Literal["role"]  # noqa: Y015
     _WhichOneofArgType__role: _TypeAlias = typing.Literal["_role", b"_role"]  # noqa: Y015
     _WhichOneofReturnType__runtime: _TypeAlias = typing.Literal["runtime"]  # noqa: Y015
@@ -792,6 +877,8 @@ class UpdateFunctionConfigurationRequest(message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__handler) -> _WhichOneofReturnType__handler | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_mib) -> _WhichOneofReturnType__memory_mib | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__network_mode) -> _WhichOneofReturnType__network_mode | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__role) -> _WhichOneofReturnType__role | None: ...
     @typing.overload

@@ -23,9 +23,10 @@ _sym_db = _symbol_database.Default()
 
 
 from lambent.v1 import frame_pb2 as lambent_dot_v1_dot_frame__pb2
+from lambent.v1 import function_pb2 as lambent_dot_v1_dot_function__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15lambent/v1/node.proto\x12\nlambent.v1\x1a\x16lambent/v1/frame.proto\",\n\x05Hello\x12\x14\n\x0cscheduler_id\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\t\"\xdf\x03\n\x10StartEnvironment\x12\x16\n\x0e\x65nvironment_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x63\x63ount\x18\x02 \x01(\t\x12\x15\n\rfunction_name\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x13\n\x0brevision_id\x18\x05 \x01(\t\x12\x0f\n\x07runtime\x18\x06 \x01(\t\x12\x0f\n\x07handler\x18\x07 \x01(\t\x12\x13\n\x0b\x63ode_sha256\x18\x08 \x01(\t\x12\x17\n\x0f\x63ode_size_bytes\x18\t \x01(\x04\x12U\n\x15\x65nvironment_variables\x18\n \x03(\x0b\x32\x36.lambent.v1.StartEnvironment.EnvironmentVariablesEntry\x12\x12\n\nmemory_mib\x18\x0b \x01(\r\x12\x1d\n\x15\x65phemeral_storage_mib\x18\x0c \x01(\r\x12\x12\n\ntimeout_us\x18\r \x01(\x04\x12\x14\n\x0c\x66unction_arn\x18\x0e \x01(\t\x12\x10\n\x08shard_id\x18\x0f \x01(\r\x12\x12\n\nsnap_start\x18\x12 \x01(\x08\x1a;\n\x19\x45nvironmentVariablesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"H\n\x0fStopEnvironment\x12\x16\n\x0e\x65nvironment_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\r\n\x05\x64rain\x18\x03 \x01(\x08\"\xa9\x02\n\nInvokeOpen\x12\x16\n\x0e\x65nvironment_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x1c\n\x14invoked_function_arn\x18\x03 \x01(\t\x12\x12\n\ntimeout_us\x18\x04 \x01(\x04\x12\x10\n\x08log_tail\x18\x05 \x01(\x08\x12\x11\n\tstreaming\x18\x06 \x01(\x08\x12\x13\n\x0btraceparent\x18\x07 \x01(\t\x12\x16\n\x0e\x63lient_context\x18\x08 \x01(\x0c\x12\x0f\n\x07payload\x18\t \x01(\x0c\x12\x10\n\x08\x63omplete\x18\n \x01(\x08\x12\x10\n\x08queue_us\x18\x0b \x01(\x04\x12\x36\n\x11\x63old_start_phases\x18\x0c \x01(\x0b\x32\x1b.lambent.v1.ColdStartPhases\"\x9b\x03\n\tNodeOrder\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12\x11\n\tpartition\x18\x02 \x01(\r\x12\x13\n\x0bowner_epoch\x18\x03 \x01(\x04\x12\"\n\x05hello\x18\x04 \x01(\x0b\x32\x11.lambent.v1.HelloH\x00\x12\x39\n\x11start_environment\x18\x05 \x01(\x0b\x32\x1c.lambent.v1.StartEnvironmentH\x00\x12\x37\n\x10stop_environment\x18\x06 \x01(\x0b\x32\x1b.lambent.v1.StopEnvironmentH\x00\x12&\n\x04open\x18\x07 \x01(\x0b\x32\x16.lambent.v1.InvokeOpenH\x00\x12 \n\x04\x64\x61ta\x18\x08 \x01(\x0b\x32\x10.lambent.v1.DataH\x00\x12\x1e\n\x03\x65nd\x18\t \x01(\x0b\x32\x0f.lambent.v1.EndH\x00\x12$\n\x06\x63\x61ncel\x18\n \x01(\x0b\x32\x12.lambent.v1.CancelH\x00\x12$\n\x06window\x18\x0b \x01(\x0b\x32\x12.lambent.v1.WindowH\x00\x42\x07\n\x05order\"3\n\nOrderBatch\x12%\n\x06orders\x18\x01 \x03(\x0b\x32\x15.lambent.v1.NodeOrder\"\xc6\x01\n\nNodeStatus\x12\x36\n\x08reserved\x18\x01 \x03(\x0b\x32$.lambent.v1.NodeStatus.ReservedEntry\x12\x14\n\x0c\x65nvironments\x18\x02 \x01(\r\x12\x10\n\x08\x64raining\x18\x03 \x01(\x08\x12\x0e\n\x06\x66rozen\x18\x04 \x01(\r\x12\x17\n\x0freclaimed_bytes\x18\x05 \x01(\x04\x1a/\n\rReservedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\\\n\x0fHeldEnvironment\x12+\n\x05start\x18\x01 \x01(\x0b\x32\x1c.lambent.v1.StartEnvironment\x12\x0c\n\x04\x62usy\x18\x02 \x01(\x08\x12\x0e\n\x06unused\x18\x03 \x01(\x08\"u\n\x07Welcome\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12&\n\x06status\x18\x02 \x01(\x0b\x32\x16.lambent.v1.NodeStatus\x12\x31\n\x0c\x65nvironments\x18\x03 \x03(\x0b\x32\x1b.lambent.v1.HeldEnvironment\"\xa0\x01\n\x10\x45nvironmentReady\x12\x16\n\x0e\x65nvironment_id\x18\x01 \x01(\t\x12\x10\n\x08start_us\x18\x02 \x01(\x04\x12\x15\n\rfetch_code_us\x18\x03 \x01(\x04\x12\x12\n\nsandbox_us\x18\x04 \x01(\x04\x12\x12\n\nruntime_us\x18\x05 \x01(\x04\x12\x0f\n\x07init_us\x18\x06 \x01(\x04\x12\x12\n\ninit_error\x18\x0f \x01(\t\"*\n\x10\x45nvironmentSpent\x12\x16\n\x0e\x65nvironment_id\x18\x01 \x01(\t\"^\n\x12\x45nvironmentStopped\x12\x16\n\x0e\x65nvironment_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x0f\n\x07refused\x18\x04 \x01(\x08\"\xc1\x03\n\tNodeEvent\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12&\n\x07welcome\x18\x02 \x01(\x0b\x32\x13.lambent.v1.WelcomeH\x00\x12(\n\x06status\x18\x03 \x01(\x0b\x32\x16.lambent.v1.NodeStatusH\x00\x12\x39\n\x11\x65nvironment_ready\x18\x04 \x01(\x0b\x32\x1c.lambent.v1.EnvironmentReadyH\x00\x12=\n\x13\x65nvironment_stopped\x18\x05 \x01(\x0b\x32\x1e.lambent.v1.EnvironmentStoppedH\x00\x12 \n\x04\x64\x61ta\x18\x06 \x01(\x0b\x32\x10.lambent.v1.DataH\x00\x12\x1e\n\x03\x65nd\x18\x07 \x01(\x0b\x32\x0f.lambent.v1.EndH\x00\x12$\n\x06window\x18\x08 \x01(\x0b\x32\x12.lambent.v1.WindowH\x00\x12+\n\x07refusal\x18\t \x01(\x0b\x32\x18.lambent.v1.ServiceErrorH\x00\x12\x39\n\x11\x65nvironment_spent\x18\n \x01(\x0b\x32\x1c.lambent.v1.EnvironmentSpentH\x00\x42\x07\n\x05\x65vent\"3\n\nEventBatch\x12%\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x15.lambent.v1.NodeEventb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15lambent/v1/node.proto\x12\nlambent.v1\x1a\x16lambent/v1/frame.proto\x1a\x19lambent/v1/function.proto\",\n\x05Hello\x12\x14\n\x0cscheduler_id\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\t\"\xb9\x04\n\x10StartEnvironment\x12\x16\n\x0e\x65nvironment_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x63\x63ount\x18\x02 \x01(\t\x12\x15\n\rfunction_name\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x13\n\x0brevision_id\x18\x05 \x01(\t\x12\x0f\n\x07runtime\x18\x06 \x01(\t\x12\x0f\n\x07handler\x18\x07 \x01(\t\x12\x13\n\x0b\x63ode_sha256\x18\x08 \x01(\t\x12\x17\n\x0f\x63ode_size_bytes\x18\t \x01(\x04\x12U\n\x15\x65nvironment_variables\x18\n \x03(\x0b\x32\x36.lambent.v1.StartEnvironment.EnvironmentVariablesEntry\x12\x12\n\nmemory_mib\x18\x0b \x01(\r\x12\x1d\n\x15\x65phemeral_storage_mib\x18\x0c \x01(\r\x12\x12\n\ntimeout_us\x18\r \x01(\x04\x12\x14\n\x0c\x66unction_arn\x18\x0e \x01(\t\x12\x10\n\x08shard_id\x18\x0f \x01(\r\x12\x12\n\nsnap_start\x18\x12 \x01(\x08\x12-\n\x0cnetwork_mode\x18\x1e \x01(\x0e\x32\x17.lambent.v1.NetworkMode\x12)\n\nvpc_config\x18\x1f \x01(\x0b\x32\x15.lambent.v1.VpcConfig\x1a;\n\x19\x45nvironmentVariablesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"H\n\x0fStopEnvironment\x12\x16\n\x0e\x65nvironment_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\r\n\x05\x64rain\x18\x03 \x01(\x08\"\xa9\x02\n\nInvokeOpen\x12\x16\n\x0e\x65nvironment_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x1c\n\x14invoked_function_arn\x18\x03 \x01(\t\x12\x12\n\ntimeout_us\x18\x04 \x01(\x04\x12\x10\n\x08log_tail\x18\x05 \x01(\x08\x12\x11\n\tstreaming\x18\x06 \x01(\x08\x12\x13\n\x0btraceparent\x18\x07 \x01(\t\x12\x16\n\x0e\x63lient_context\x18\x08 \x01(\x0c\x12\x0f\n\x07payload\x18\t \x01(\x0c\x12\x10\n\x08\x63omplete\x18\n \x01(\x08\x12\x10\n\x08queue_us\x18\x0b \x01(\x04\x12\x36\n\x11\x63old_start_phases\x18\x0c \x01(\x0b\x32\x1b.lambent.v1.ColdStartPhases\"\x9b\x03\n\tNodeOrder\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12\x11\n\tpartition\x18\x02 \x01(\r\x12\x13\n\x0bowner_epoch\x18\x03 \x01(\x04\x12\"\n\x05hello\x18\x04 \x01(\x0b\x32\x11.lambent.v1.HelloH\x00\x12\x39\n\x11start_environment\x18\x05 \x01(\x0b\x32\x1c.lambent.v1.StartEnvironmentH\x00\x12\x37\n\x10stop_environment\x18\x06 \x01(\x0b\x32\x1b.lambent.v1.StopEnvironmentH\x00\x12&\n\x04open\x18\x07 \x01(\x0b\x32\x16.lambent.v1.InvokeOpenH\x00\x12 \n\x04\x64\x61ta\x18\x08 \x01(\x0b\x32\x10.lambent.v1.DataH\x00\x12\x1e\n\x03\x65nd\x18\t \x01(\x0b\x32\x0f.lambent.v1.EndH\x00\x12$\n\x06\x63\x61ncel\x18\n \x01(\x0b\x32\x12.lambent.v1.CancelH\x00\x12$\n\x06window\x18\x0b \x01(\x0b\x32\x12.lambent.v1.WindowH\x00\x42\x07\n\x05order\"3\n\nOrderBatch\x12%\n\x06orders\x18\x01 \x03(\x0b\x32\x15.lambent.v1.NodeOrder\"\xc6\x01\n\nNodeStatus\x12\x36\n\x08reserved\x18\x01 \x03(\x0b\x32$.lambent.v1.NodeStatus.ReservedEntry\x12\x14\n\x0c\x65nvironments\x18\x02 \x01(\r\x12\x10\n\x08\x64raining\x18\x03 \x01(\x08\x12\x0e\n\x06\x66rozen\x18\x04 \x01(\r\x12\x17\n\x0freclaimed_bytes\x18\x05 \x01(\x04\x1a/\n\rReservedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\\\n\x0fHeldEnvironment\x12+\n\x05start\x18\x01 \x01(\x0b\x32\x1c.lambent.v1.StartEnvironment\x12\x0c\n\x04\x62usy\x18\x02 \x01(\x08\x12\x0e\n\x06unused\x18\x03 \x01(\x08\"u\n\x07Welcome\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12&\n\x06status\x18\x02 \x01(\x0b\x32\x16.lambent.v1.NodeStatus\x12\x31\n\x0c\x65nvironments\x18\x03 \x03(\x0b\x32\x1b.lambent.v1.HeldEnvironment\"\xa0\x01\n\x10\x45nvironmentReady\x12\x16\n\x0e\x65nvironment_id\x18\x01 \x01(\t\x12\x10\n\x08start_us\x18\x02 \x01(\x04\x12\x15\n\rfetch_code_us\x18\x03 \x01(\x04\x12\x12\n\nsandbox_us\x18\x04 \x01(\x04\x12\x12\n\nruntime_us\x18\x05 \x01(\x04\x12\x0f\n\x07init_us\x18\x06 \x01(\x04\x12\x12\n\ninit_error\x18\x0f \x01(\t\"*\n\x10\x45nvironmentSpent\x12\x16\n\x0e\x65nvironment_id\x18\x01 \x01(\t\"^\n\x12\x45nvironmentStopped\x12\x16\n\x0e\x65nvironment_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x0f\n\x07refused\x18\x04 \x01(\x08\"\xc1\x03\n\tNodeEvent\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\x04\x12&\n\x07welcome\x18\x02 \x01(\x0b\x32\x13.lambent.v1.WelcomeH\x00\x12(\n\x06status\x18\x03 \x01(\x0b\x32\x16.lambent.v1.NodeStatusH\x00\x12\x39\n\x11\x65nvironment_ready\x18\x04 \x01(\x0b\x32\x1c.lambent.v1.EnvironmentReadyH\x00\x12=\n\x13\x65nvironment_stopped\x18\x05 \x01(\x0b\x32\x1e.lambent.v1.EnvironmentStoppedH\x00\x12 \n\x04\x64\x61ta\x18\x06 \x01(\x0b\x32\x10.lambent.v1.DataH\x00\x12\x1e\n\x03\x65nd\x18\x07 \x01(\x0b\x32\x0f.lambent.v1.EndH\x00\x12$\n\x06window\x18\x08 \x01(\x0b\x32\x12.lambent.v1.WindowH\x00\x12+\n\x07refusal\x18\t \x01(\x0b\x32\x18.lambent.v1.ServiceErrorH\x00\x12\x39\n\x11\x65nvironment_spent\x18\n \x01(\x0b\x32\x1c.lambent.v1.EnvironmentSpentH\x00\x42\x07\n\x05\x65vent\"3\n\nEventBatch\x12%\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x15.lambent.v1.NodeEventb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,36 +37,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STARTENVIRONMENT_ENVIRONMENTVARIABLESENTRY']._serialized_options = b'8\001'
   _globals['_NODESTATUS_RESERVEDENTRY']._loaded_options = None
   _globals['_NODESTATUS_RESERVEDENTRY']._serialized_options = b'8\001'
-  _globals['_HELLO']._serialized_start=61
-  _globals['_HELLO']._serialized_end=105
-  _globals['_STARTENVIRONMENT']._serialized_start=108
-  _globals['_STARTENVIRONMENT']._serialized_end=587
-  _globals['_STARTENVIRONMENT_ENVIRONMENTVARIABLESENTRY']._serialized_start=528
-  _globals['_STARTENVIRONMENT_ENVIRONMENTVARIABLESENTRY']._serialized_end=587
-  _globals['_STOPENVIRONMENT']._serialized_start=589
-  _globals['_STOPENVIRONMENT']._serialized_end=661
-  _globals['_INVOKEOPEN']._serialized_start=664
-  _globals['_INVOKEOPEN']._serialized_end=961
-  _globals['_NODEORDER']._serialized_start=964
-  _globals['_NODEORDER']._serialized_end=1375
-  _globals['_ORDERBATCH']._serialized_start=1377
-  _globals['_ORDERBATCH']._serialized_end=1428
-  _globals['_NODESTATUS']._serialized_start=1431
-  _globals['_NODESTATUS']._serialized_end=1629
-  _globals['_NODESTATUS_RESERVEDENTRY']._serialized_start=1582
-  _globals['_NODESTATUS_RESERVEDENTRY']._serialized_end=1629
-  _globals['_HELDENVIRONMENT']._serialized_start=1631
-  _globals['_HELDENVIRONMENT']._serialized_end=1723
-  _globals['_WELCOME']._serialized_start=1725
-  _globals['_WELCOME']._serialized_end=1842
-  _globals['_ENVIRONMENTREADY']._serialized_start=1845
-  _globals['_ENVIRONMENTREADY']._serialized_end=2005
-  _globals['_ENVIRONMENTSPENT']._serialized_start=2007
-  _globals['_ENVIRONMENTSPENT']._serialized_end=2049
-  _globals['_ENVIRONMENTSTOPPED']._serialized_start=2051
-  _globals['_ENVIRONMENTSTOPPED']._serialized_end=2145
-  _globals['_NODEEVENT']._serialized_start=2148
-  _globals['_NODEEVENT']._serialized_end=2597
-  _globals['_EVENTBATCH']._serialized_start=2599
-  _globals['_EVENTBATCH']._serialized_end=2650
+  _globals['_HELLO']._serialized_start=88
+  _globals['_HELLO']._serialized_end=132
+  _globals['_STARTENVIRONMENT']._serialized_start=135
+  _globals['_STARTENVIRONMENT']._serialized_end=704
+  _globals['_STARTENVIRONMENT_ENVIRONMENTVARIABLESENTRY']._serialized_start=645
+  _globals['_STARTENVIRONMENT_ENVIRONMENTVARIABLESENTRY']._serialized_end=704
+  _globals['_STOPENVIRONMENT']._serialized_start=706
+  _globals['_STOPENVIRONMENT']._serialized_end=778
+  _globals['_INVOKEOPEN']._serialized_start=781
+  _globals['_INVOKEOPEN']._serialized_end=1078
+  _globals['_NODEORDER']._serialized_start=1081
+  _globals['_NODEORDER']._serialized_end=1492
+  _globals['_ORDERBATCH']._serialized_start=1494
+  _globals['_ORDERBATCH']._serialized_end=1545
+  _globals['_NODESTATUS']._serialized_start=1548
+  _globals['_NODESTATUS']._serialized_end=1746
+  _globals['_NODESTATUS_RESERVEDENTRY']._serialized_start=1699
+  _globals['_NODESTATUS_RESERVEDENTRY']._serialized_end=1746
+  _globals['_HELDENVIRONMENT']._serialized_start=1748
+  _globals['_HELDENVIRONMENT']._serialized_end=1840
+  _globals['_WELCOME']._serialized_start=1842
+  _globals['_WELCOME']._serialized_end=1959
+  _globals['_ENVIRONMENTREADY']._serialized_start=1962
+  _globals['_ENVIRONMENTREADY']._serialized_end=2122
+  _globals['_ENVIRONMENTSPENT']._serialized_start=2124
+  _globals['_ENVIRONMENTSPENT']._serialized_end=2166
+  _globals['_ENVIRONMENTSTOPPED']._serialized_start=2168
+  _globals['_ENVIRONMENTSTOPPED']._serialized_end=2262
+  _globals['_NODEEVENT']._serialized_start=2265
+  _globals['_NODEEVENT']._serialized_end=2714
+  _globals['_EVENTBATCH']._serialized_start=2716
+  _globals['_EVENTBATCH']._serialized_end=2767
 # @@protoc_insertion_point(module_scope)

@@ -8,6 +8,7 @@ from google.protobuf import descriptor as descriptor
 from google.protobuf import message as message
 from google.protobuf.internal import containers as containers
 from lambent.v1 import frame_pb2 as frame_pb2
+from lambent.v1 import function_pb2 as function_pb2
 import builtins as builtins
 import sys
 import typing as typing
@@ -89,6 +90,8 @@ class StartEnvironment(message.Message):
     FUNCTION_ARN_FIELD_NUMBER: builtins.int
     SHARD_ID_FIELD_NUMBER: builtins.int
     SNAP_START_FIELD_NUMBER: builtins.int
+    NETWORK_MODE_FIELD_NUMBER: builtins.int
+    VPC_CONFIG_FIELD_NUMBER: builtins.int
     environment_id: builtins.str
     """Chosen by the scheduler; unique in the cluster for all time. UUID version 4."""
     account: builtins.str
@@ -119,9 +122,15 @@ class StartEnvironment(message.Message):
     """Worker shard of the node that is to hold the environment. 0 is the only one so far."""
     snap_start: builtins.bool
     """True for a version with SnapStart."""
+    network_mode: function_pb2.NetworkMode.ValueType
+    """See Function."""
     @builtins.property
     def environment_variables(self) -> containers.ScalarMap[builtins.str, builtins.str]:
         """The user's environment variables. At most 4 KiB as JSON."""
+
+    @builtins.property
+    def vpc_config(self) -> function_pb2.VpcConfig:
+        """See Function."""
 
     def __init__(
         self,
@@ -142,10 +151,12 @@ class StartEnvironment(message.Message):
         function_arn: builtins.str = ...,
         shard_id: builtins.int = ...,
         snap_start: builtins.bool = ...,
+        network_mode: function_pb2.NetworkMode.ValueType = ...,
+        vpc_config: function_pb2.VpcConfig | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["vpc_config", b"vpc_config"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["account", b"account", "code_sha256", b"code_sha256", "code_size_bytes", b"code_size_bytes", "environment_id", b"environment_id", "environment_variables", b"environment_variables", "ephemeral_storage_mib", b"ephemeral_storage_mib", "function_arn", b"function_arn", "function_name", b"function_name", "handler", b"handler", "memory_mib", b"memory_mib", "revision_id", b"revision_id", "runtime", b"runtime", "shard_id", b"shard_id", "snap_start", b"snap_start", "timeout_us", b"timeout_us", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["account", b"account", "code_sha256", b"code_sha256", "code_size_bytes", b"code_size_bytes", "environment_id", b"environment_id", "environment_variables", b"environment_variables", "ephemeral_storage_mib", b"ephemeral_storage_mib", "function_arn", b"function_arn", "function_name", b"function_name", "handler", b"handler", "memory_mib", b"memory_mib", "network_mode", b"network_mode", "revision_id", b"revision_id", "runtime", b"runtime", "shard_id", b"shard_id", "snap_start", b"snap_start", "timeout_us", b"timeout_us", "version", b"version", "vpc_config", b"vpc_config"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

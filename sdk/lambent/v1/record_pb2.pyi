@@ -219,8 +219,9 @@ class NodeRecord(message.Message):
 
     @builtins.property
     def labels(self) -> containers.ScalarMap[builtins.str, builtins.str]:
-        """The operator's labels, and the agent's own: `lambent.isolation` (full, standard or reduced) and, unless it is empty,
-        `lambent.not-enforced` (names of protections between commas).
+        """The operator's labels, and the agent's own: `lambent.isolation` (full, standard or reduced), unless it is empty
+        `lambent.not-enforced` (names of protections between commas), and `network:NAME` for each subnet and security group
+        that the node offers.
         """
 
     @builtins.property
