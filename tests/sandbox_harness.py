@@ -9,10 +9,11 @@ import os
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from lambent_node_agent.network import NO_NETWORK, NetworkChoice, NetworkSettings
 from lambent_node_agent.sandbox import RuntimeProcess, Sandbox, SandboxConfig, SandboxHost
 from lambent_node_agent.sandbox.zygote_client import Zygote
 from lambent_runtime import channel
@@ -114,11 +115,12 @@ class Lab:
         runtime: str = OWN_RUNTIME,
         memory_mib: int = 256,
         storage_mib: int = 512,
+        network: NetworkChoice = NO_NETWORK,
     ) -> AsyncIterator[Sandbox]:
         """Make a sandbox with this code in it."""
         made = await self.host.create(runtime)
         try:
-            await made.specialise(self.write(code), memory_mib, 1000, storage_mib)
+            await made.specialise(self.write(code), memory_mib, 1000, storage_mib, network)
             yield made
         finally:
             await made.close()
@@ -164,9 +166,12 @@ class Lab:
 
 
 @contextlib.asynccontextmanager
-async def lab(directory: Path, owner: str, pool_size: int = 0) -> AsyncIterator[Lab]:
+async def lab(
+    directory: Path, owner: str, pool_size: int = 0, network: NetworkSettings | None = None
+) -> AsyncIterator[Lab]:
     """Run a host; at the end nothing of it may be left."""
-    async with SandboxHost(config(directory, owner, pool_size)) as host:
+    settings = replace(config(directory, owner, pool_size), network=network or NetworkSettings())
+    async with SandboxHost(settings) as host:
         async with asyncio.timeout(TIMEOUT_S):
             await host.wait_until_filled()
         yield Lab(host, directory)

@@ -73,14 +73,10 @@ KEYCTL_JOIN_SESSION_KEYRING = 1
 SYS_KEYCTL = {"x86_64": 250, "aarch64": 219, "riscv64": 219, "ppc64le": 271, "s390x": 280}.get(os.uname().machine, 0)
 """0 on a machine whose number is not known here."""
 
-SIOCSIFFLAGS = 0x8914
-
 _ACTION_BYTES = 256
 """Room for a `struct sigaction`: 152 bytes on x86-64."""
 DEFAULT_ACTION = bytes(_ACTION_BYTES)
 """A `struct sigaction` with SIG_DFL."""
-IFF_UP = 0x1
-IFF_RUNNING = 0x40
 
 
 def _check(result: int, call: str) -> int:

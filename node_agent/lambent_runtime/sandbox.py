@@ -11,7 +11,6 @@ import errno
 import os
 import resource
 import signal
-import socket
 import struct
 
 from . import linux
@@ -23,7 +22,6 @@ NAMESPACES = (
     linux.CLONE_NEWNS  # mounts of its own, a copy of the zygote's few
     | linux.CLONE_NEWUTS  # host name
     | linux.CLONE_NEWIPC  # System V IPC and POSIX message queues
-    | linux.CLONE_NEWNET  # only a loopback interface
     | linux.CLONE_NEWCGROUP  # its own cgroup looks like the root of the hierarchy
 )
 
@@ -97,23 +95,25 @@ class Recipe:
         self._user_namespace = UserNamespace() if user_namespace else None
         self._confined = confined
         self._control = Register()
+        self._network = Register()
         self._mounts = tuple(Register() for _ in targets)
         self._groups = tuple(Register() for _ in range(groups))
         self._filters = tuple(linux.filter_program(code) for code in filters)
         self._plan = Plan()
         self._describe(targets)
 
-    def fill_in(self, uid: tuple[int, int], control: int, groups: list[int], mounts: list[int]) -> None:
+    def fill_in(self, uid: tuple[int, int], control: int, network: int, groups: list[int], mounts: list[int]) -> None:
         """Set what differs from fork to fork.
 
         Args:
             uid: UID and GID of the sandbox, used by no other one on this machine: what it sees, what the zygote does.
             control: Descriptor of the control socket to the agent.
+            network: Descriptor of the network namespace, which is nobody else's.
             groups: Descriptors of the groups' `tasks` or `cgroup.procs`, one for each hierarchy.
             mounts: Detached mounts, in the order of the targets; the agent has made them slaves of its own.
         """
         inside, outside = uid
-        self._uid.value, self._control.value = outside, control
+        self._uid.value, self._control.value, self._network.value = outside, control, network
         if self._user_namespace is not None:
             self._user_namespace.set_uid(inside, outside)
         for register, fd in zip(self._groups + self._mounts, groups + mounts):  # noqa: B905 - newer than CPython 3.9
@@ -152,7 +152,9 @@ class Recipe:
         # process.
         for group in self._groups:
             call("write", group, b"0", 1)
-        # 2. Own namespaces. After step 1, so that the cgroup namespace is rooted at the sandbox's groups.
+        # 2. Own namespaces. After step 1, so that the cgroup namespace is rooted at the sandbox's groups. The network's
+        # was made beforehand, with loopback and a link that leads nowhere yet.
+        call("setns", self._network, linux.CLONE_NEWNET)
         call("unshare", NAMESPACES)
 
     def _mount_files(self, targets: tuple[str, ...]) -> None:
@@ -175,20 +177,15 @@ class Recipe:
 
     def _separate_from_host(self) -> None:
         call = self._plan.add
-        # 6. Loopback, as every program expects it, through any socket of the new network namespace.
-        loopback = Register()
-        call("socket", socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, 0, result=loopback)
-        call("ioctl", loopback, linux.SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", linux.IFF_UP | linux.IFF_RUNNING))
-        call("close", loopback)
-        # 7. The host's name is nobody's business.
+        # 6. The host's name is nobody's business.
         call("sethostname", HOST_NAME, len(HOST_NAME))
-        # 8. The session keyring came with the fork from the agent's login session; without keyrings there is none.
+        # 7. The session keyring came with the fork from the agent's login session; without keyrings there is none.
         if linux.SYS_KEYCTL:
             call("syscall", linux.SYS_KEYCTL, linux.KEYCTL_JOIN_SESSION_KEYRING, None, ignored=errno.ENOSYS)
 
     def _set_limits(self) -> None:
         call = self._plan.add
-        # 9. Limits of a process; those of the whole sandbox are its cgroups'.
+        # 8. Limits of a process; those of the whole sandbox are its cgroups'.
         for limit, soft, hard in LIMITS:
             self._limit(limit, soft, hard)
         # PID 1 does little, and must get to it whatever the function's thousand processes do; functions are ordinary.
@@ -196,36 +193,36 @@ class Recipe:
 
     def _drop_privileges(self) -> None:
         call = self._plan.add
-        # 10. From here on a change of UID leaves the capabilities as they are, for the steps that need them.
+        # 9. From here on a change of UID leaves the capabilities as they are, for the steps that need them.
         self._prctl(linux.PR_SET_SECUREBITS, linux.SECBIT_NO_SETUID_FIXUP)
-        # 11. Groups before UID: the user namespace is its maker's, and the maker shall be nobody else.
+        # 10. Groups before UID: the user namespace is its maker's, and the maker shall be nobody else.
         # Where the agent's user namespace has one UID, the kernel lets nobody drop a group: they name no file in there.
         call("setgroups", 0, None, ignored=errno.EPERM if self._confined else 0)
         call("setresgid", self._uid, self._uid, self._uid)
         call("setresuid", self._uid, self._uid, self._uid)
-        # 12. A user namespace that holds this UID and nothing else. All others stay of the one around it, where the
+        # 11. A user namespace that holds this UID and nothing else. All others stay of the one around it, where the
         # process has lost every capability now.
         if self._user_namespace is not None:
             self._user_namespace.describe(self._plan)
         # Not before: a user namespace passes the limit of its maker on to all UIDs around it, where sandboxes without
         # UIDs of their own are counted together.
         self._limit(resource.RLIMIT_NPROC, PROCESSES, PROCESSES)
-        # 13. No capability can come back by execve, and UID 0 (which nobody here can become) would mean nothing.
+        # 12. No capability can come back by execve, and UID 0 (which nobody here can become) would mean nothing.
         for capability in linux.known_capabilities():
             self._prctl(linux.PR_CAPBSET_DROP, capability)
         self._prctl(linux.PR_SET_SECUREBITS, linux.SECUREBITS_LOCKED)
-        # 14. The other sets, each by name.
+        # 13. The other sets, each by name.
         self._prctl(linux.PR_CAP_AMBIENT, linux.PR_CAP_AMBIENT_CLEAR_ALL)
         call("capset", struct.pack("Ii", linux.CAPABILITY_VERSION_3, 0), bytes(24))
         self._prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
-        # 15. Same UID as the function's code, so: no ptrace of this process, none of its /proc files readable.
+        # 14. Same UID as the function's code, so: no ptrace of this process, none of its /proc files readable.
         self._prctl(linux.PR_SET_DUMPABLE, 0)
-        # 16. Dies with the zygote, which dies with the agent. After step 11, which would clear it.
+        # 15. Dies with the zygote, which dies with the agent. After step 10, which would clear it.
         self._prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
 
     def _close_descriptors(self) -> None:
         call = self._plan.add
-        # 17. Standard streams to the sandbox's own /dev/null, and nothing else but the control socket.
+        # 16. Standard streams to the sandbox's own /dev/null, and nothing else but the control socket.
         null = Register()
         call("open", b"/dev/null", os.O_RDWR | os.O_CLOEXEC, result=null)
         for standard in (0, 1, 2):
@@ -233,13 +230,13 @@ class Recipe:
         call("dup2", self._control, CONTROL)
         call("syscall", linux.SYS_CLOSE_RANGE, CONTROL + 1, linux.LAST_DESCRIPTOR, 0)
         call("signalfd", -1, _SIGCHLD_SET, os.O_CLOEXEC | os.O_NONBLOCK)  # becomes CHILDREN, the lowest number free
-        # 18. New files are as usual; the directory exists in every sandbox.
+        # 17. New files are as usual; the directory exists in every sandbox.
         call("umask", 0o022)
         call("chdir", b"/")
         call("prctl", linux.PR_SET_NAME, PROCESS_NAME, 0, 0, 0)
 
     def _filter_system_calls(self) -> None:
-        # 19. Last, since the steps above need what it refuses. Inherited by every process of the sandbox, for good.
+        # 18. Last, since the steps above need what it refuses. Inherited by every process of the sandbox, for good.
         for program in self._filters:
             self._plan.add("prctl", linux.PR_SET_SECCOMP, linux.SECCOMP_MODE_FILTER, program, 0, 0)
 

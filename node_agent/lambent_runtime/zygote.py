@@ -155,11 +155,12 @@ def _serve(
             os._exit(0)
         targets = message["mounts"]
         assert isinstance(targets, list)
-        control, mounts, groups = descriptors[0], descriptors[1 : 1 + len(targets)], descriptors[1 + len(targets) :]
+        control, network, *others = descriptors
+        mounts, groups = others[: len(targets)], others[len(targets) :]
         if prepared_for != (tuple(targets), len(groups)):  # as a rule, only before the first fork
             prepared_for = tuple(targets), len(groups)
             recipe = new_recipe(*prepared_for)
-        recipe.fill_in((int(str(message["inside"])), int(str(message["uid"]))), control, groups, mounts)
+        recipe.fill_in((int(str(message["inside"])), int(str(message["uid"]))), control, network, groups, mounts)
         try:
             linux.unshare(linux.CLONE_NEWPID)
             pid = linux.fork()

@@ -10,6 +10,7 @@ import structlog
 
 from lambent_node_agent.admission import cpu_millis_of
 from lambent_node_agent.cgroups import CgroupError
+from lambent_node_agent.environment.network_choice import network_choice
 from lambent_node_agent.sandbox import Sandbox, SandboxError, SandboxHost
 
 if TYPE_CHECKING:
@@ -155,7 +156,11 @@ class FunctionSandbox:
         self._sandbox = await self._sandboxes.create(order.runtime)
         self._sandbox.exited.add_done_callback(self._exited)
         await self._sandbox.specialise(
-            code_dir, order.memory_mib, cpu_millis_of(order.memory_mib), order.ephemeral_storage_mib
+            code_dir,
+            order.memory_mib,
+            cpu_millis_of(order.memory_mib),
+            order.ephemeral_storage_mib,
+            network_choice(order),
         )
 
     async def _end(self) -> None:

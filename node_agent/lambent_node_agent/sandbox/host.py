@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -14,6 +14,7 @@ import structlog
 from lambent_node_agent import isolation
 from lambent_node_agent.cgroups import CgroupError, Tree, read_layout
 from lambent_node_agent.isolation import Level, Protection
+from lambent_node_agent.network import LoopbackOnly, NetworkError, NetworkSettings, Router
 
 from . import interpreters, mounts, user_namespaces
 from .demand import Bounds
@@ -37,6 +38,10 @@ log = structlog.get_logger(__name__)
 
 DEFAULT_LOCK_DIR = Path("/run/lambent")
 
+NETWORK = "network"
+"""Without its rules functions have no network, for there would be no limit to where they connect. An operator accepts
+that by this name; it is no matter of a level."""
+
 
 @dataclass(frozen=True, slots=True)
 class SandboxConfig:
@@ -55,6 +60,7 @@ class SandboxConfig:
         allow_missing: Names of protections without which functions may run all the same; see `isolation`.
         required: Level of isolation below which they may not, whatever is allowed.
         confinement: What an agent without root has; None as root.
+        network: Where functions may connect to.
     """
 
     state_dir: Path
@@ -67,6 +73,7 @@ class SandboxConfig:
     disk_mib: int = 4096
     required: Level = Level.REDUCED
     confinement: Confinement | None = None
+    network: NetworkSettings = field(default_factory=NetworkSettings)
 
 
 class SandboxHost:
@@ -239,7 +246,9 @@ class SandboxHost:
             log.warning("not_protected", missing=protection.value, reason=self._missing[protection])
 
     def _make_slots(self, tree: Tree, storage: Storage, uids: UidRange) -> SlotTable:
-        slots = SlotTable(self._directory / "slots", tree, storage, uids)
+        networks = _open_networks(self._config, uids.block)
+        self._resources.callback(networks.close)
+        slots = SlotTable(self._directory / "slots", tree, storage, uids, networks)
         with mounts.reported("slots"):
             slots.open()
         self._resources.callback(slots.close)
@@ -300,3 +309,20 @@ def _close_storage(storage: Storage) -> None:
 
 def _machine_swaps() -> bool:
     return len(Path("/proc/swaps").read_text().splitlines()) > 1  # the first has the names of the columns
+
+
+def _open_networks(config: SandboxConfig, number: int) -> Router | LoopbackOnly:
+    """Make the network of functions; none without root, or where there can be none and the operator accepts that."""
+    if config.confinement is not None:
+        return LoopbackOnly()
+    try:
+        router = Router(number, config.network, config.lock_dir)
+        router.open()
+    except NetworkError as error:
+        if NETWORK not in config.allow_missing:
+            raise SandboxError(
+                f"functions would have no network: {error}; mend that, or accept it with --allow-missing {NETWORK}"
+            ) from error
+        log.warning("functions_without_network", reason=str(error))
+        return LoopbackOnly()
+    return router

@@ -10,6 +10,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from lambent_node_agent.cgroups import CgroupError
+from lambent_node_agent.network import NO_NETWORK, NetworkError
 from lambent_runtime import messages
 
 from . import mounts
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
     from concurrent.futures import Future
     from pathlib import Path
+
+    from lambent_node_agent.network import NetworkChoice
 
     from .slots import Slot
     from .zygote_client import Zygote
@@ -63,7 +66,7 @@ async def _order_fork(slot: Slot, zygote: Zygote, control: socket.socket) -> int
         places = list(zip(given, PLACES.values(), strict=True))
         entrances = slot.group.open_entrances()
         given += entrances
-        return await zygote.fork(slot.uid, control, places, entrances)
+        return await zygote.fork(slot.uid, control, slot.network.namespace, places, entrances)
     except CgroupError as error:
         raise SandboxError(str(error)) from error
     finally:
@@ -158,17 +161,25 @@ class Sandbox:
             await self.close()
             raise
 
-    async def specialise(self, code_dir: Path, memory_mib: int, cpu_millis: int, ephemeral_storage_mib: int) -> None:
-        """Give the blank sandbox its function: code at `/var/task`, an empty `/tmp`, and its limits but the CPU quota.
+    async def specialise(
+        self,
+        code_dir: Path,
+        memory_mib: int,
+        cpu_millis: int,
+        ephemeral_storage_mib: int,
+        network: NetworkChoice = NO_NETWORK,
+    ) -> None:
+        """Give the blank sandbox its function: code at `/var/task`, an empty `/tmp`, network, limits but the CPU quota.
 
         Args:
             code_dir: Unpacked code; shown read-only.
             memory_mib: Limit of all its processes together, swap excluded.
             cpu_millis: Share in thousandths of a CPU; its quota holds from `limit_cpu` on.
             ephemeral_storage_mib: Size of `/tmp`.
+            network: Where its connections may go.
 
         Raises:
-            SandboxError: The code is not there, or the kernel refused.
+            SandboxError: The code or a named network is not there, or the kernel refused.
         """
         self._require_life()
         self._cpu_millis = cpu_millis
@@ -181,7 +192,8 @@ class Sandbox:
         try:
             self._slot.group.limit_memory(memory_mib)
             self._slot.group.share_cpu(cpu_millis)
-        except CgroupError as error:
+            await self._slot.connect(network)
+        except (CgroupError, NetworkError) as error:
             raise SandboxError(str(error)) from error
 
     async def start_runtime(self, handler: str, environment: Mapping[str, str]) -> RuntimeProcess:

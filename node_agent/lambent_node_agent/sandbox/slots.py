@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 from lambent_node_agent.cgroups import CgroupError
+from lambent_node_agent.network import NetworkError
 
 from . import mounts
 from .errors import SandboxError
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lambent_node_agent.cgroups import Group, Tree
+    from lambent_node_agent.network import Attachment, LoopbackAttachment, LoopbackOnly, NetworkChoice, Router
 
     from .ephemeral_storage import Storage, Volume
     from .uid_range import SandboxUid, UidRange
@@ -35,17 +37,29 @@ _REMOVE_TIMEOUT_S = 5.0
 
 
 class Slot:
-    """UID, mount point and control groups of one sandbox at a time.
+    """UID, mount point, control groups and network namespace of one sandbox at a time.
 
     Attributes:
         uid: UID and GID of the sandbox, by both numbers.
         group: Its control groups.
+        network: Its network namespace.
     """
 
-    def __init__(self, index: int, uid: SandboxUid, directory: Path, group: Group, volume: Volume) -> None:
+    def __init__(
+        self,
+        index: int,
+        uid: SandboxUid,
+        directory: Path,
+        *,
+        group: Group,
+        volume: Volume,
+        network: Attachment | LoopbackAttachment,
+    ) -> None:
         self.index = index
         self.uid = uid
         self.group = group
+        self.network = network
+        self._network_used = False
         self._directory = directory
         self._volume = volume
         self._has_code = False
@@ -91,6 +105,22 @@ class Slot:
             self._has_code = False
         self._volume.remove()
 
+    async def connect(self, choice: NetworkChoice) -> None:
+        """Give the sandbox a network. Raises as `Attachment.connect`."""
+        self._network_used = True
+        await self.network.connect(choice)
+
+    def renew_network(self, networks: Router | LoopbackOnly) -> None:
+        """Have a network namespace in which no function has run: connections that end slowly, and counts, outlive one.
+
+        Raises:
+            NetworkError: The kernel refused.
+        """
+        if self._network_used:
+            self.network.close()
+            self.network = networks.attach(self.index)
+            self._network_used = False
+
     def remove(self) -> None:
         """Give everything back to the host; may be called again after it has failed.
 
@@ -99,7 +129,9 @@ class Slot:
         Raises:
             OSError: A mount or directory would not go.
             CgroupError: There are processes in its groups after some seconds.
+            NetworkError: Its connections cannot be forgotten.
         """
+        self.network.close()
         if self._directory.exists():
             self.clear()
             mounts.unmount(self._directory)
@@ -124,13 +156,17 @@ class SlotTable:
         tree: The owner's control groups.
         storage: Makes their /tmp.
         uids: Gives the UID of each slot.
+        networks: Makes their network namespaces.
     """
 
-    def __init__(self, directory: Path, tree: Tree, storage: Storage, uids: UidRange) -> None:
+    def __init__(
+        self, directory: Path, tree: Tree, storage: Storage, uids: UidRange, networks: Router | LoopbackOnly
+    ) -> None:
         self._directory = directory
         self._tree = tree
         self._storage = storage
         self._uids = uids
+        self._networks = networks
         self._free: list[Slot] = []
         self._soiled: list[Slot] = []  # given back and not clean yet: nobody's, and to be tried again
         self._unused = 0
@@ -185,11 +221,12 @@ class SlotTable:
             if slot.group.reusable:
                 slot.clear()
                 slot.group.reset()
+                slot.renew_network(self._networks)
                 self._free.append(slot)
             else:
                 slot.remove()
                 self._vacant.append(slot.index)
-        except (OSError, CgroupError) as error:
+        except (OSError, CgroupError, NetworkError) as error:
             self._soiled.append(slot)
             raise SandboxError(f"cleaning of slot {slot.index}: {error}") from error
 
@@ -201,28 +238,30 @@ class SlotTable:
         """
         while slots := self._free or self._soiled:
             slot = slots.pop()
-            with mounts.reported(f"removal of slot {slot.index}"), contextlib.suppress(CgroupError):
-                slot.remove()  # a group that would not go is swept with the tree
+            with mounts.reported(f"removal of slot {slot.index}"), contextlib.suppress(CgroupError, NetworkError):
+                # A group that would not go is swept with the tree, and a network goes with the router.
+                slot.remove()
         with mounts.reported("removal of slots"):
             self._directory.rmdir()
 
     def _make(self, index: int) -> Slot:
-        uid = self._uids.of(index)
-        directory = self._directory / str(index)
-        try:
-            group = self._tree.make_group(str(index))
-        except CgroupError as error:
-            raise SandboxError(str(error)) from error
-        try:
-            group.limit_processes(MAX_PROCESSES)
+        with contextlib.ExitStack() as made:
+            try:
+                network = self._networks.attach(index)
+                made.callback(network.close)
+                group = self._tree.make_group(str(index))
+                made.callback(group.remove)
+                group.limit_processes(MAX_PROCESSES)
+            except (CgroupError, NetworkError) as error:
+                raise SandboxError(f"making of slot {index}: {error}") from error
+            uid, directory = self._uids.of(index), self._directory / str(index)
             with mounts.reported(f"making of slot {index}"):
                 directory.mkdir()
+                made.callback(_remove_directory, directory)
                 mounts.make_slot_mount(directory, _ACCOUNTS.format(index=index, uid=uid.inside))
-        except (SandboxError, CgroupError) as error:
-            group.remove()
-            _remove_directory(directory)
-            raise SandboxError(str(error)) from error
-        return Slot(index, uid, directory, group, self._storage.volume(index, directory / "tmp"))
+            volume = self._storage.volume(index, directory / "tmp")
+            made.pop_all()
+        return Slot(index, uid, directory, group=group, volume=volume, network=network)
 
 
 def _remove_directory(directory: Path) -> None:

@@ -31,6 +31,9 @@ class UidRange:
 
     Limits by UID (processes, keyrings) would otherwise be shared by the sandboxes of two agents on one machine.
 
+    Attributes:
+        block: Number of the block; no other agent of this machine has it.
+
     Args:
         directory: Where the lock files of this machine are; made when absent.
         uids: How many UIDs there are from `FIRST_UID` on; 0: sandboxes share the agent's own, which each then sees as
@@ -45,10 +48,10 @@ class UidRange:
         blocks = MAX_AGENTS if self.shared else min(uids // UIDS_PER_AGENT, MAX_AGENTS)
         try:
             directory.mkdir(parents=True, exist_ok=True, mode=0o755)
-            self._lock, block = _lock_first(directory, blocks)
+            self._lock, self.block = _lock_first(directory, blocks)
         except OSError as error:
             raise SandboxError(f"no range of UIDs from {directory}: {error}") from error
-        self._first = FIRST_UID + block * UIDS_PER_AGENT
+        self._first = FIRST_UID + self.block * UIDS_PER_AGENT
 
     def of(self, index: int) -> SandboxUid:
         """Return the UID of the sandbox in a slot."""

@@ -114,7 +114,12 @@ class Zygote:
         return zygote
 
     async def fork(
-        self, uid: SandboxUid, control: socket.socket, places: Sequence[tuple[int, str]], cgroups: Sequence[int]
+        self,
+        uid: SandboxUid,
+        control: socket.socket,
+        network: int,
+        places: Sequence[tuple[int, str]],
+        cgroups: Sequence[int],
     ) -> int:
         """Fork a sandbox; it sets itself up while this returns.
 
@@ -123,6 +128,7 @@ class Zygote:
         Args:
             uid: UID and GID to run under.
             control: The sandbox's end of its control socket.
+            network: Its network namespace.
             places: Detached mounts and where they go.
             cgroups: Entrances of its control groups.
 
@@ -137,7 +143,7 @@ class Zygote:
             "inside": uid.inside,
             "mounts": [target for _fd, target in places],
         }
-        descriptors = [control.fileno(), *(fd for fd, _target in places), *cgroups]
+        descriptors = [control.fileno(), network, *(fd for fd, _target in places), *cgroups]
         async with self._gate:
             if self.exited.done():
                 raise SandboxError(f"the zygote of {self.interpreter.runtime} has ended")

@@ -1,0 +1,69 @@
+"""The host's forwarding of packets, which functions need and which is off on most machines."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import socket
+from typing import TYPE_CHECKING, Final
+
+from .errors import NetworkError
+from .namespaces import SYSCTLS
+from .rules import GUARD_TABLE, LINK_PREFIX, guard_rules
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from .nftables import Nftables
+
+_FORWARD: Final = SYSCTLS / "ipv4/ip_forward"
+_LINK: Final = re.compile(rf"{LINK_PREFIX}\d+")
+
+
+def start_forwarding(nftables: Nftables, lock_dir: Path) -> None:
+    """Have this thread's namespace forward packets: for us alone, if it has not forwarded any before.
+
+    The rules that see to that stay when the agent is killed, as the forwarding does.
+
+    Args:
+        nftables: Of that namespace.
+        lock_dir: Where the agents of this machine agree.
+
+    Raises:
+        NetworkError: The kernel refused.
+    """
+    with _one_at_a_time(lock_dir):
+        if _FORWARD.read_text().strip() == "0":
+            nftables.run(guard_rules())  # first: not for a moment is the host an open router
+            _FORWARD.write_text("1")
+
+
+def stop_forwarding(nftables: Nftables, lock_dir: Path) -> None:
+    """Put it back as it was, if it was an agent that switched it on and no agent has a link any more.
+
+    Raises:
+        NetworkError: The kernel refused.
+    """
+    with _one_at_a_time(lock_dir):
+        if any(_LINK.fullmatch(name) for _index, name in socket.if_nameindex()):
+            return
+        if f"table ip {GUARD_TABLE}\n" in nftables.run("list tables"):
+            _FORWARD.write_text("0")
+            nftables.run(f"delete table ip {GUARD_TABLE}")
+
+
+@contextlib.contextmanager
+def _one_at_a_time(lock_dir: Path) -> Iterator[None]:
+    try:
+        lock_dir.mkdir(parents=True, exist_ok=True, mode=0o755)
+        fd = os.open(lock_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)  # for the milliseconds of a few system calls
+            yield
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise NetworkError(f"forwarding of packets: {error}") from error

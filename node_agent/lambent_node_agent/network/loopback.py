@@ -1,0 +1,42 @@
+"""Network namespaces without any link, on machines that cannot do more and whose operator accepts that."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from .namespaces import make_namespace
+
+if TYPE_CHECKING:
+    from .model import NetworkChoice
+
+
+class LoopbackAttachment:
+    """A network namespace with loopback alone.
+
+    Attributes:
+        namespace: Its descriptor.
+    """
+
+    def __init__(self, namespace: int) -> None:
+        self.namespace = namespace
+
+    async def connect(self, choice: NetworkChoice) -> None:
+        """Leave everything as it is: there is nothing to connect to, whatever the choice."""
+
+    def close(self) -> None:
+        """Let the namespace go with its last process. May be called again."""
+        if self.namespace >= 0:
+            os.close(self.namespace)
+            self.namespace = -1
+
+
+class LoopbackOnly:
+    """In place of a router."""
+
+    def close(self) -> None:
+        """Give nothing back."""
+
+    def attach(self, position: int) -> LoopbackAttachment:  # noqa: ARG002 - no address is made from it
+        """Make a network namespace. Raises as `Router.attach`."""
+        return LoopbackAttachment(make_namespace())
