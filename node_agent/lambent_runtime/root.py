@@ -41,7 +41,7 @@ ETC_TEXT = {
     "hosts": "127.0.0.1 localhost\n::1 localhost\n",
     "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\nprotocols: files\nservices: files\n",
     "passwd": "",
-    "resolv.conf": "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n",
+    "resolv.conf": "nameserver 169.254.169.253\n",  # the agent's, at the address that it has in a VPC of AWS
 }
 ETC_COPIES = ("ld.so.cache", "mime.types", "os-release", "protocols", "services", "ssl/openssl.cnf")
 ETC_TREES = ("alternatives", "ssl/certs", "pki/tls/certs", "pki/ca-trust/extracted")

@@ -37,6 +37,12 @@ class LoopbackOnly:
     def close(self) -> None:
         """Give nothing back."""
 
+    async def serve_names(self) -> None:
+        """There is nobody who could ask."""
+
+    async def stop_names(self) -> None:
+        """There was nobody who asked."""
+
     def attach(self, position: int) -> LoopbackAttachment:  # noqa: ARG002 - no address is made from it
         """Make a network namespace. Raises as `Router.attach`."""
         return LoopbackAttachment(make_namespace())

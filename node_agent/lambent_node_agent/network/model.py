@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
@@ -109,8 +110,10 @@ class NetworkSettings:
             one each from the second. Nothing else that this machine speaks to may be in it.
         denied: Where no function may connect to, whatever its network.
         named: Subnets and security groups.
+        resolv_conf: Names the name servers that the functions' queries go to.
     """
 
     addresses: IPv4Network = DEFAULT_ADDRESSES
     denied: tuple[IPv4Network, ...] = ()
     named: NamedNetworks = field(default_factory=NamedNetworks)
+    resolv_conf: Path = Path("/etc/resolv.conf")

@@ -30,6 +30,7 @@ from .conntrack import ConnectionTable
 from .errors import NetworkError
 from .forwarding import start_forwarding, stop_forwarding
 from .model import Mode
+from .names import NameRelay
 from .namespaces import SYSCTLS, entered, make_namespace, own_namespace
 from .nftables import Nftables
 from .rules import (
@@ -128,6 +129,7 @@ class Router:
         self._table = f"lambent_{number}"
         self._named = settings.named
         self._denied = (*settings.denied, settings.addresses)
+        self._names = NameRelay(settings.resolv_conf)
         self._lock_dir = lock_dir
         self._indexes = itertools.count(_FIRST_INDEX)
         self._groups: dict[NetworkChoice, int] = {}
@@ -152,6 +154,18 @@ class Router:
             except OSError as error:
                 raise NetworkError(f"network of functions: {error}") from error
             self._resources = self._resources.pop_all()
+
+    async def serve_names(self) -> None:
+        """Answer what environments ask the resolver, until `stop_names`.
+
+        Raises:
+            NetworkError: The kernel refused.
+        """
+        await self._names.open(self._namespace)
+
+    async def stop_names(self) -> None:
+        """Answer nothing more."""
+        await self._names.close()
 
     def close(self) -> None:
         """Take everything off the machine.

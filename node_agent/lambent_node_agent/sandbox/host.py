@@ -122,7 +122,7 @@ class SandboxHost:
                 Protection.USER_NAMESPACE: without_namespace,
             }
             self._require(tree, uids, objections)
-            slots = self._make_slots(tree, storage, uids)
+            slots = await self._make_slots(tree, storage, uids)
             found = await interpreters.discover(self._config.search_path)
             turn = asyncio.Lock()
             bounds = Bounds.of(self._config.pool_size, self._config.memory_mib)
@@ -245,9 +245,12 @@ class SandboxHost:
         for protection in isolation.in_order(missing):
             log.warning("not_protected", missing=protection.value, reason=self._missing[protection])
 
-    def _make_slots(self, tree: Tree, storage: Storage, uids: UidRange) -> SlotTable:
+    async def _make_slots(self, tree: Tree, storage: Storage, uids: UidRange) -> SlotTable:
         networks = _open_networks(self._config, uids.block)
         self._resources.callback(networks.close)
+        with _network_reported():
+            await networks.serve_names()
+        self._resources.push_async_callback(networks.stop_names)
         slots = SlotTable(self._directory / "slots", tree, storage, uids, networks)
         with mounts.reported("slots"):
             slots.open()
@@ -281,6 +284,14 @@ def _cgroups_reported() -> Iterator[None]:
     try:
         yield
     except CgroupError as error:
+        raise SandboxError(str(error)) from error
+
+
+@contextlib.contextmanager
+def _network_reported() -> Iterator[None]:
+    try:
+        yield
+    except NetworkError as error:
         raise SandboxError(str(error)) from error
 
 

@@ -1,0 +1,129 @@
+"""Functions resolve names as the host does, and cannot keep the agent from its work with it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from tests.network.functions import CLIENT, router_of
+from tests.network.name_server import NameServer, name_server
+from tests.network.world import SERVER, World
+from tests.sandbox_harness import Lab, lab
+
+from lambent_node_agent.network import EGRESS, NO_NETWORK, NetworkSettings
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+ELSEWHERE = "198.51.100.53"
+"""The address of a name server in the world."""
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def servers_of_names(servers: World) -> AsyncIterator[tuple[NameServer, NameServer]]:
+    """One on the host's loopback, as systemd-resolved is, and one in the world."""
+    async with (
+        name_server(servers.host, "127.0.0.53", SERVER) as local,
+        name_server(servers.world, ELSEWHERE, "198.51.100.99") as far,
+    ):
+        yield local, far
+
+
+@pytest.fixture(scope="module")
+def resolv_conf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The host's."""
+    path = tmp_path_factory.mktemp("etc") / "resolv.conf"
+    path.write_text("search example\nnameserver 127.0.0.53\n")
+    return path
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def agent(
+    servers_of_names: object, resolv_conf: Path, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Lab]:
+    """Sandboxes on that host."""
+    directory = tmp_path_factory.mktemp("sandbox")
+    directory.chmod(0o755)
+    async with lab(directory, "test-names", network=NetworkSettings(resolv_conf=resolv_conf)) as made:
+        yield made
+
+
+async def test_a_name_leads_to_the_world(agent: Lab, servers_of_names: tuple[NameServer, NameServer]) -> None:
+    """By the host's own resolver, which listens where no function could reach it."""
+    async with agent.function(CLIENT, network=EGRESS) as function:
+        assert await function.invoke("tcp('www.example.com')") == "world 203.0.113.2"
+    assert ("udp", "www.example.com") in servers_of_names[0].asked
+
+
+async def test_a_long_answer_comes_over_tcp(agent: Lab, servers_of_names: tuple[NameServer, NameServer]) -> None:
+    """The C library asks again over TCP when an answer is cut short."""
+    async with agent.function(CLIENT, network=EGRESS) as function:
+        assert await function.invoke("socket.gethostbyname('long.example.com')") == SERVER
+    assert ("tcp", "long.example.com") in servers_of_names[0].asked
+
+
+async def test_without_a_network_there_are_no_names(
+    agent: Lab, servers_of_names: tuple[NameServer, NameServer]
+) -> None:
+    """A name can carry a secret out. The function is told at once."""
+    async with agent.function(CLIENT, network=NO_NETWORK) as function:
+        failed = await function.fail("socket.gethostbyname('secret.example.com')")
+    assert failed["errorType"] == "gaierror"
+    assert not [name for server in servers_of_names for _protocol, name in server.asked if "secret" in name]
+
+
+async def test_a_flood_of_questions_is_cut(agent: Lab, servers_of_names: tuple[NameServer, NameServer]) -> None:
+    """The kernel drops what exceeds an environment's share, before the agent sees it."""
+    question = "b'ab\\1\\0\\0\\1\\0\\0\\0\\0\\0\\0\\5flood\\0\\0\\1\\0\\1'"
+    source = f"{CLIENT}\ndef flood():\n    with socket.socket(2, 2) as made:\n        for _ in range(5000):\n"
+    source += f"            made.sendto({question}, ('169.254.169.253', 53))\n"
+    async with agent.function(source, network=EGRESS) as function:
+        await function.invoke("flood()")
+        assert len([name for _protocol, name in servers_of_names[0].asked if name == "flood"]) < 1000
+    async with agent.function(CLIENT, network=EGRESS) as function:
+        assert await function.invoke("socket.gethostbyname('after.example.com')") == SERVER
+
+
+async def test_what_is_no_question_is_not_relayed(agent: Lab, servers_of_names: tuple[NameServer, NameServer]) -> None:
+    """The host's name server sees well-sized queries alone."""
+    before = len(servers_of_names[0].asked)
+    noise = ["b''", "b'x' * 11", "b'ab\\x81' + bytes(30)", "bytes(5000)"]
+    send = "; ".join(f"u.sendto({one}, ('169.254.169.253', 53))" for one in noise)
+    source = CLIENT + f"\ndef noise():\n    u = socket.socket(2, 2)\n    {send}\n    u.close()\n"
+    async with agent.function(source, network=EGRESS) as function:
+        await function.invoke("noise()")
+        assert await function.invoke("socket.gethostbyname('only.example.com')") == SERVER
+    assert {name for _protocol, name in servers_of_names[0].asked[before:]} == {"only.example.com"}
+
+
+@pytest.fixture
+def moved(agent: Lab, resolv_conf: Path) -> Iterator[None]:
+    """The machine changes networks: its first name server is gone, the second is in the world."""
+    servers = router_of(agent)._names._servers
+    before = resolv_conf.read_text()
+    resolv_conf.write_text(f"nameserver 127.0.0.99\nnameserver {ELSEWHERE}\n")
+    servers._looked_at -= 1  # a second passes
+    yield
+    resolv_conf.write_text(before)
+    servers._looked_at -= 1
+
+
+@pytest.mark.usefixtures("moved")
+async def test_a_changed_list_of_servers_is_read(agent: Lab) -> None:
+    """A server that is not there is passed over."""
+    async with agent.function(CLIENT, network=EGRESS) as function:
+        assert await function.invoke("socket.gethostbyname('moved.example.com')") == "198.51.100.99"
+
+
+@pytest.mark.usefixtures("moved")
+async def test_an_unanswered_question_ends_in_a_failure(
+    agent: Lab, servers_of_names: tuple[NameServer, NameServer]
+) -> None:
+    """The function need not wait for its own time-out of 10 s and more."""
+    servers_of_names[1].silent = True
+    async with agent.function(CLIENT, network=EGRESS) as function, asyncio.timeout(8):
+        failed = await function.fail("socket.gethostbyname('nobody.example.com')")
+    servers_of_names[1].silent = False
+    assert failed["errorType"] == "gaierror"
