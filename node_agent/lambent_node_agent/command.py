@@ -26,6 +26,7 @@ from lambent_node_agent.config import AgentConfig, parse_labels, parse_protectio
 from lambent_node_agent.daemon import serve
 from lambent_node_agent.environment.model import Lifetime
 from lambent_node_agent.isolation import Level
+from lambent_node_agent.network_settings import read_network_settings
 from lambent_node_agent.rootless import enter_user_namespace, is_root, lock_dir
 from lambent_node_agent.sandbox import DEFAULT_LOCK_DIR, SandboxError, enter_private_mount_namespace
 
@@ -97,7 +98,22 @@ from lambent_node_agent.sandbox import DEFAULT_LOCK_DIR, SandboxError, enter_pri
     "--allow-missing",
     default="",
     metavar="NAME[,NAME]",
-    help="Protections (memory, pids, seccomp, disk) that functions may run without where the machine lacks them.",
+    help="Protections (memory, pids, seccomp, disk), and network, that functions may run without where the machine lacks "
+    "them.",
+)
+@click.option(
+    "--networks",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Subnets and security groups that functions may name: docs/networks.md.",
+)
+@click.option(
+    "--network-deny", default="", metavar="CIDR[,CIDR]", help="Where no function may connect to, whatever its network."
+)
+@click.option(
+    "--network-range",
+    metavar="CIDR",
+    help="Addresses for environments, /19 or larger, that this machine speaks to nobody at.  [default: 198.18.0.0/15]",
 )
 @click.option(
     "--recycle-after-invocations",
@@ -141,6 +157,9 @@ def agent(  # noqa: PLR0917 - one parameter per option
     recycle_after_invocations: int | None,
     recycle_after_hours: float | None,
     require_isolation: str,
+    networks: Path | None,
+    network_deny: str,
+    network_range: str | None,
     ready_fd: int | None,
     log_level: str,
 ) -> None:
@@ -181,6 +200,12 @@ def agent(  # noqa: PLR0917 - one parameter per option
             require_isolation=Level(require_isolation),
             lock_dir=locks,
             confinement=confinement,
+            network=read_network_settings(
+                addresses=network_range,
+                denied=network_deny,
+                networks=networks,
+                stores=(*etcd.split(","), *nats.split(",")),
+            ),
         )
         raise_open_files_limit()
         prefer_daemon()

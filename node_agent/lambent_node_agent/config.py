@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from lambent.errors import InvalidParameterError
 from lambent_node_agent import isolation
+from lambent_node_agent.sandbox import NETWORK
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from lambent_common.credentials import Credentials
     from lambent_node_agent.environment.model import Lifetime
+    from lambent_node_agent.network import NetworkSettings
     from lambent_node_agent.sandbox import Confinement
 
 # They become parts of etcd's keys and of directory and cgroup names.
@@ -47,6 +49,7 @@ class AgentConfig:
         require_isolation: Level of isolation below which none may run, whatever is allowed.
         lock_dir: Where the agents of this machine, or of one user, agree on owner marks and UIDs.
         confinement: What an agent without root has; None as root.
+        network: Where functions may connect to.
     """
 
     node_id: str
@@ -68,6 +71,7 @@ class AgentConfig:
     require_isolation: isolation.Level
     lock_dir: Path
     confinement: Confinement | None
+    network: NetworkSettings
 
     def __post_init__(self) -> None:
         """Check what the command line cannot.
@@ -111,15 +115,13 @@ def parse_labels(labels: Sequence[str]) -> dict[str, str]:
 
 
 def parse_protections(names: str) -> frozenset[str]:
-    """Read names of protections between commas.
+    """Read names of protections, or of the network, between commas.
 
     Raises:
-        InvalidParameterError: A name is none of a protection that is needed.
+        InvalidParameterError: A name is of nothing that is needed.
     """
     parsed = frozenset(filter(None, names.split(",")))
-    needed = [protection.value for protection in isolation.NEEDED]
+    needed = [*(protection.value for protection in isolation.NEEDED), NETWORK]
     if unknown := sorted(parsed.difference(needed)):
-        raise InvalidParameterError(
-            f"--allow-missing {unknown[0]!r} is no protection that is needed: {', '.join(needed)}"
-        )
+        raise InvalidParameterError(f"--allow-missing {unknown[0]!r} is nothing that is needed: {', '.join(needed)}")
     return parsed

@@ -27,6 +27,7 @@ from lambent_node_agent.code_cache import CodeCache
 from lambent_node_agent.idle.keeper import IdleKeeper
 from lambent_node_agent.logs.budget import IngestBudget
 from lambent_node_agent.logs.publisher import LogPublisher
+from lambent_node_agent.network_settings import network_labels
 from lambent_node_agent.node import Node
 from lambent_node_agent.registration import Registration
 from lambent_node_agent.sandbox import SandboxConfig, SandboxError, SandboxHost
@@ -84,6 +85,7 @@ async def _open_sandboxes(config: AgentConfig, stack: AsyncExitStack) -> Sandbox
         allow_missing=config.allow_missing,
         required=config.require_isolation,
         confinement=config.confinement,
+        network=config.network,
     )
     try:
         sandboxes = await stack.enter_async_context(SandboxHost(sandbox_config))
@@ -184,7 +186,11 @@ class _Agent:
             node_id=self._config.node_id,
             address=address,
             capacity=self._capacity.as_map(),
-            labels={**self._config.labels, **isolation.labels(self._sandboxes.missing)},
+            labels={
+                **self._config.labels,
+                **isolation.labels(self._sandboxes.missing),
+                **network_labels(self._config.network.named),
+            },
             runtimes=self._sandboxes.runtimes,
             agent_version=VERSION,
             start_time=start_time,

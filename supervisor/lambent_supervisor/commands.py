@@ -19,7 +19,7 @@ from lambent.endpoint import DATA_DIR_VARIABLE, default_data_dir
 from lambent_common.machine import free_disk_mib, read_machine
 from lambent_common.programs import ETCD, NATS_SERVER
 
-from .daemons import Isolation, Recycling, SchedulerOptions
+from .daemons import Recycling, SchedulerOptions
 from .data_directory import Address, DataDirectory, LockedDataDirectory
 from .detach import Report, start_detached
 from .down import stop_cluster
@@ -110,7 +110,17 @@ class WrongUsageError(CommandFailedError):
     "--allow-missing",
     default="",
     metavar="NAME[,NAME]",
-    help="Protections (memory, pids, seccomp, disk) that functions may run without where the machine lacks them.",
+    help="Protections (memory, pids, seccomp, disk), and network, that functions may run without where the machine lacks "
+    "them.",
+)
+@click.option(
+    "--networks",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True, resolve_path=True),
+    metavar="FILE",
+    help="Subnets and security groups that functions may name: docs/networks.md.",
+)
+@click.option(
+    "--network-deny", default="", metavar="CIDR[,CIDR]", help="Where no function may connect to, whatever its network."
 )
 @click.option(
     "--recycle-after-invocations",
@@ -150,6 +160,8 @@ def up(  # noqa: PLR0917, click gives the options by name
     keep_alive: float,
     max_queue_wait: float,
     allow_missing: str,
+    networks: Path | None,
+    network_deny: str,
     recycle_after_invocations: int | None,
     recycle_after_hours: float | None,
     require_isolation: str,
@@ -183,8 +195,10 @@ def up(  # noqa: PLR0917, click gives the options by name
     request = _Request(
         nodes=nodes,
         memory_mib=memory,
-        recycling=Recycling(recycle_after_invocations, recycle_after_hours),
-        isolation=Isolation(allow_missing, require_isolation),
+        agent_flags=(
+            *_agent_flags(allow_missing, require_isolation, networks, network_deny),
+            *Recycling(recycle_after_invocations, recycle_after_hours).flags(),
+        ),
         scheduler=SchedulerOptions(grpc_port, http_port, keep_alive, max_queue_wait),
         given=GivenStores(etcd, nats, credentials),
     )
@@ -226,18 +240,27 @@ class _Request:
     Attributes:
         nodes: Number of agents.
         memory_mib: Memory of all of them together; None for the default.
-        recycling: When the agents replace environments.
-        isolation: What the agents are told of it.
+        agent_flags: What all agents are told.
         scheduler: What the scheduler is told.
         given: Stores that are not to be started.
     """
 
     nodes: int
     memory_mib: int | None
-    recycling: Recycling
-    isolation: Isolation
+    agent_flags: tuple[str, ...]
     scheduler: SchedulerOptions
     given: GivenStores
+
+
+def _agent_flags(
+    allow_missing: str, require_isolation: str, networks: Path | None, network_deny: str
+) -> tuple[str, ...]:
+    flags = [
+        f"--allow-missing={allow_missing}",
+        f"--require-isolation={require_isolation}",
+        f"--network-deny={network_deny}",
+    ]
+    return tuple(flags if networks is None else [*flags, f"--networks={networks}"])
 
 
 def _run(directory: DataDirectory, request: _Request, on_ready: Callable[[dict[str, str]], None]) -> None:
@@ -261,8 +284,7 @@ def _run(directory: DataDirectory, request: _Request, on_ready: Callable[[dict[s
         config = ClusterConfig(
             nodes=request.nodes,
             share=share,
-            recycling=request.recycling,
-            isolation=request.isolation,
+            agent_flags=request.agent_flags,
             scheduler=request.scheduler,
             etcd_program=None if etcd is None else etcd.path,
             nats_program=None if nats is None else nats.path,

@@ -10,7 +10,7 @@ from .child import ChildSpec
 from .ports import LOOPBACK
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from .child import Ready
     from .data_directory import DataDirectory
@@ -71,19 +71,6 @@ class Recycling:
         return tuple(flags)
 
 
-@dataclass(frozen=True, slots=True)
-class Isolation:
-    """What `up` hands on to the agents, which check it.
-
-    Attributes:
-        allow_missing: Names of protections between commas.
-        required: Name of a level.
-    """
-
-    allow_missing: str
-    required: str
-
-
 def scheduler_spec(
     directory: DataDirectory, stores: Stores, options: SchedulerOptions, environment: Mapping[str, str]
 ) -> ChildSpec:
@@ -113,10 +100,12 @@ def agent_spec(
     environment: Mapping[str, str],
     *,
     number: int,
-    recycling: Recycling,
-    isolation: Isolation,
+    flags: Sequence[str],
 ) -> ChildSpec:
-    """The agent of a node, counted from 1; its port is a new one each time, which it publishes in etcd."""
+    """The agent of a node, counted from 1; its port is a new one each time, which it publishes in etcd.
+
+    `flags` are those that all agents get.
+    """
     name = f"node-{number}"
     mark = directory.mark()
     assert mark is not None, "a locked data directory has one"
@@ -129,9 +118,7 @@ def agent_spec(
         f"--cpus={share.cpus:g}",
         f"--disk={share.disk_mib}",
         f"--owner={mark}-{number}",
-        *recycling.flags(),
-        f"--allow-missing={isolation.allow_missing}",
-        f"--require-isolation={isolation.required}",
+        *flags,
     )
     return ChildSpec(name, lambda _announced: command, environment, directory.log(name))
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from .child import READY_TIMEOUT_S, Child
 from .credentials import prepare_credentials, use_given_credentials
-from .daemons import Isolation, Recycling, SchedulerOptions, Stores, agent_spec, scheduler_spec
+from .daemons import SchedulerOptions, Stores, agent_spec, scheduler_spec
 from .data_directory import Address
 from .defragmentation import keep_defragmented
 from .errors import ChildFailedError, SupervisorError
@@ -45,8 +45,7 @@ class ClusterConfig:
     Attributes:
         nodes: Number of agents.
         share: Memory and CPUs that each declares.
-        recycling: When the agents replace environments.
-        isolation: What the agents are told of it.
+        agent_flags: What all agents are told.
         scheduler: What the scheduler is told.
         etcd_program: Executable; None when one is given.
         nats_program: Executable; None when one is given.
@@ -56,8 +55,7 @@ class ClusterConfig:
 
     nodes: int
     share: NodeShare
-    recycling: Recycling
-    isolation: Isolation
+    agent_flags: tuple[str, ...]
     scheduler: SchedulerOptions
     etcd_program: Path | None
     nats_program: Path | None
@@ -163,15 +161,8 @@ class Supervisor:
     def _node(self, number: int, stores: Stores) -> Child:
         config, directory = self._config, self._directory
         directory.node(number).mkdir(mode=0o700, exist_ok=True)
-        spec = agent_spec(
-            directory,
-            stores,
-            config.share,
-            config.environment,
-            number=number,
-            isolation=config.isolation,
-            recycling=config.recycling,
-        )
+        flags = config.agent_flags
+        spec = agent_spec(directory, stores, config.share, config.environment, number=number, flags=flags)
         return Child(spec, self)
 
     async def _store(self, given: str | None, program: Path | None, make: Callable[[Path], Store]) -> str:

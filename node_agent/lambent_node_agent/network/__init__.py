@@ -2,11 +2,13 @@
 
 from .errors import NetworkError
 from .loopback import LoopbackAttachment, LoopbackOnly
-from .model import EGRESS, NO_NETWORK, Mode, NamedNetworks, NetworkChoice, NetworkSettings
+from .model import DEFAULT_ADDRESSES, EGRESS, NO_NETWORK, Mode, NamedNetworks, NetworkChoice, NetworkSettings
+from .named import parse_cidr, parse_networks
 from .router import Attachment, Router
 from .rules import RESOLVER
 
 __all__ = [
+    "DEFAULT_ADDRESSES",
     "EGRESS",
     "NO_NETWORK",
     "RESOLVER",
@@ -19,4 +21,6 @@ __all__ = [
     "NetworkError",
     "NetworkSettings",
     "Router",
+    "parse_cidr",
+    "parse_networks",
 ]
