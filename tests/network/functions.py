@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.sandbox_harness import Lab
 
-from lambent_node_agent.network import Router
+from lambent_node_agent.network import Attachment, Router
 from lambent_node_agent.sandbox import Sandbox
 
 OPERATORS_DENIED = "8.8.4.0/24"
@@ -53,6 +53,12 @@ def router_of(agent: Lab) -> Router:
     router = next(iter(agent.host._supplies.values()))._slots._networks
     assert isinstance(router, Router)
     return router
+
+
+def attachments_of(agent: Lab) -> list[Attachment]:
+    """Those of the slots that wait for a sandbox: all, while there is none."""
+    slots = next(iter(agent.host._supplies.values()))._slots._free
+    return [slot.network for slot in slots if isinstance(slot.network, Attachment)]
 
 
 def address_of(agent: Lab, sandbox: Sandbox) -> str:
