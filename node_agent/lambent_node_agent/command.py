@@ -98,8 +98,7 @@ from lambent_node_agent.sandbox import DEFAULT_LOCK_DIR, SandboxError, enter_pri
     "--allow-missing",
     default="",
     metavar="NAME[,NAME]",
-    help="Protections (memory, pids, seccomp, disk), and network, that functions may run without where the machine lacks "
-    "them.",
+    help="What of memory, pids, seccomp, disk and network functions may run without where the machine lacks it.",
 )
 @click.option(
     "--networks",

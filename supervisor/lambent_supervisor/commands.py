@@ -110,8 +110,7 @@ class WrongUsageError(CommandFailedError):
     "--allow-missing",
     default="",
     metavar="NAME[,NAME]",
-    help="Protections (memory, pids, seccomp, disk), and network, that functions may run without where the machine lacks "
-    "them.",
+    help="What of memory, pids, seccomp, disk and network functions may run without where the machine lacks it.",
 )
 @click.option(
     "--networks",

@@ -9,6 +9,7 @@ import pytest
 from lambent.errors import InvalidParameterError
 from lambent.v1 import function_pb2 as pb
 from lambent_scheduler.functions.configuration import Changes, from_create, from_update
+from lambent_scheduler.functions.network import NetworkChanges, required_labels
 
 VALID: dict[str, Any] = {
     "runtime": "python3.11",
@@ -36,6 +37,8 @@ def message_for(**values: Any) -> str:
         {"handler": "x" * 128, "description": "x" * 256, "runtime": "python3.9"},
         {"role": "arn:aws:iam::123456789012:role/some/path/name", "environment_variables": {"Ab_1": "x" * 4000}},
         {"role": "", "environment_variables": {}},
+        {"network": NetworkChanges(pb.NETWORK_MODE_NONE, (), ())},
+        {"network": NetworkChanges(subnet_ids=("subnet-0a",) * 16, security_group_ids=("sg-0aB",) * 5)},
     ],
 )
 def test_values_at_the_limits_are_valid(values: dict[str, Any]) -> None:
@@ -56,6 +59,27 @@ def test_values_at_the_limits_are_valid(values: dict[str, Any]) -> None:
         ({"handler": ""}, "Value '' at 'handler'", r"Member must satisfy regular expression pattern: [^\s]+"),
         ({"handler": "x" * 129}, "at 'handler'", "Member must have length less than or equal to 128"),
         ({"description": "x" * 257}, "at 'description'", "Member must have length less than or equal to 256"),
+        (
+            {"network": NetworkChanges(subnet_ids=("subnet-1",) * 17, security_group_ids=("sg-1",))},
+            "at 'vpcConfig.subnetIds'",
+            "Member must have length less than or equal to 16",
+        ),
+        (
+            {"network": NetworkChanges(subnet_ids=("subnet-1",), security_group_ids=("sg-1",) * 6)},
+            "at 'vpcConfig.securityGroupIds'",
+            "Member must have length less than or equal to 5",
+        ),
+        (
+            {"network": NetworkChanges(subnet_ids=("lan",), security_group_ids=("sg-1",))},
+            "Value 'lan' at 'vpcConfig.subnetIds'",
+            "Member must satisfy regular expression pattern: subnet-[0-9a-z]*",
+        ),
+        (
+            {"network": NetworkChanges(subnet_ids=("subnet-1",), security_group_ids=("sg_1",))},
+            "Value 'sg_1' at 'vpcConfig.securityGroupIds'",
+            "Member must satisfy regular expression pattern: sg-[0-9a-zA-Z]*",
+        ),
+        ({"network": NetworkChanges(9)}, "Value '9' at 'networkMode'", "enum value set"),  # type: ignore[arg-type]
         ({"role": "me"}, "Value 'me' at 'role'", "Member must satisfy regular expression pattern: arn:"),
     ],
 )
@@ -108,3 +132,36 @@ def test_create_fills_in_the_defaults_and_update_does_not() -> None:
     assert from_update(pb.UpdateFunctionConfigurationRequest()) == Changes()
     explicit = from_update(pb.UpdateFunctionConfigurationRequest(memory_mib=0, description=""))
     assert (explicit.memory_mib, explicit.description) == (0, "")
+
+
+@pytest.mark.parametrize(("subnets", "groups"), [(("subnet-1",), ()), ((), ("sg-1",))])
+def test_subnets_and_security_groups_come_together(subnets: tuple[str, ...], groups: tuple[str, ...]) -> None:
+    """With AWS's sentence."""
+    changes = NetworkChanges(subnet_ids=subnets, security_group_ids=groups)
+    assert message_for(network=changes) == "SubnetIds and SecurityIds must coexist or be both empty list."
+
+
+def test_a_vpc_and_no_network_exclude_each_other() -> None:
+    """Neither is silently dropped."""
+    changes = NetworkChanges(pb.NETWORK_MODE_NONE, ("subnet-1",), ("sg-1",))
+    assert "cannot have the network mode none" in message_for(network=changes)
+
+
+def test_a_network_is_written_and_changed() -> None:
+    """Absent means unchanged; two empty lists end a VpcConfig, as on AWS; and the newest word counts."""
+    function = pb.Function()
+    from_create(pb.CreateFunctionRequest()).apply(function)
+    assert function.network_mode == pb.NETWORK_MODE_EGRESS
+    vpc = pb.VpcConfig(subnet_ids=["subnet-1"], security_group_ids=["sg-1"])
+    from_update(pb.UpdateFunctionConfigurationRequest(vpc_config=vpc)).apply(function)
+    assert function.vpc_config == vpc
+    assert required_labels(function) == {("network:subnet-1", ""), ("network:sg-1", "")}
+    from_update(pb.UpdateFunctionConfigurationRequest(memory_mib=256)).apply(function)
+    assert function.vpc_config == vpc
+    from_update(pb.UpdateFunctionConfigurationRequest(vpc_config=pb.VpcConfig())).apply(function)
+    assert not function.HasField("vpc_config")
+    assert required_labels(function) == frozenset()
+    from_update(pb.UpdateFunctionConfigurationRequest(network_mode=pb.NETWORK_MODE_NONE)).apply(function)
+    assert function.network_mode == pb.NETWORK_MODE_NONE
+    from_update(pb.UpdateFunctionConfigurationRequest(vpc_config=vpc)).apply(function)
+    assert (function.network_mode, function.vpc_config) == (pb.NETWORK_MODE_EGRESS, vpc)

@@ -252,6 +252,8 @@ class FunctionServicer(function_pb2_grpc.FunctionServiceServicer):
             code_size_bytes=len(self._service.uploads[request.code_sha256]),
             revision_id=str(uuid.uuid4()),
             state=function_pb2.FUNCTION_STATE_PENDING,
+            network_mode=request.network_mode or function_pb2.NETWORK_MODE_EGRESS,
+            vpc_config=request.vpc_config,
         )
         function.timeout.seconds = request.timeout.seconds or 3
         function.last_modified_time.GetCurrentTime()
@@ -311,7 +313,7 @@ class FunctionServicer(function_pb2_grpc.FunctionServiceServicer):
         function = self._function(request.function_name)
         self._begin_update(function, request.revision_id)
         self._service.writes.append("configuration")
-        for name in ("runtime", "handler", "description", "memory_mib", "ephemeral_storage_mib"):
+        for name in ("runtime", "handler", "description", "memory_mib", "ephemeral_storage_mib", "network_mode"):
             if request.HasField(name):
                 setattr(function, name, getattr(request, name))
         if request.HasField("timeout"):
@@ -319,6 +321,8 @@ class FunctionServicer(function_pb2_grpc.FunctionServiceServicer):
         if request.HasField("environment"):
             function.environment_variables.clear()
             function.environment_variables.update(request.environment.variables)
+        if request.HasField("vpc_config"):
+            function.vpc_config.CopyFrom(request.vpc_config)
         return function_pb2.UpdateFunctionConfigurationResponse(function=function)
 
     async def DeleteFunction(self, request: Any, context: Any) -> function_pb2.DeleteFunctionResponse:

@@ -228,6 +228,27 @@ async def test_only_differences_are_changes(client: AsyncClient, code: Path) -> 
     )
 
 
+async def test_networks_are_changed_only_when_they_differ(service: Service, client: AsyncClient, code: Path) -> None:
+    """A mode by its name or its member, a VpcConfig by its value."""
+    vpc = lambent.VpcConfig(("subnet-1",), ("sg-1",))
+    first = await client.deploy("f", code, handler="app.handler", network="none")
+    assert (first.network, first.vpc_config) == (lambent.NetworkMode.NONE, lambent.VpcConfig())
+    service.writes.clear()
+    for network in ("none", lambent.NetworkMode.NONE):
+        await client.deploy("f", code, network=network)
+    assert service.writes == []
+    for _ in range(2):
+        assert (await client.deploy("f", code, vpc_config=vpc)).vpc_config == vpc
+    assert service.writes == ["configuration"]
+    assert (await client.deploy("f", code, vpc_config=lambent.VpcConfig())).vpc_config == lambent.VpcConfig()
+
+
+async def test_unknown_network_mode_is_named(client: AsyncClient, code: Path) -> None:
+    """With those that there are."""
+    with pytest.raises(lambent.InvalidParameterError, match="network 'lan' is none of none, egress"):
+        await client.deploy("f", code, handler="app.handler", network="lan")
+
+
 async def test_logs_follow_what_comes(service: Service, client: AsyncClient) -> None:
     """What was dropped shows as the node's own line, once."""
     service.log.append(_batch("START", "hello"))

@@ -33,6 +33,7 @@ GOOD = Facts(
     usable=Layout((UNIFIED,)),
     unwritable_groups=(),
     seccomp_error=None,
+    network_error=None,
     open_files=1 << 20,
     pids=4194304,
     runtimes={"python3.11": Path("/usr/bin/python3.11")},
@@ -70,6 +71,7 @@ def layout_of(*hierarchies: Hierarchy) -> Layout:
         ("namespaces", {"namespaces": GOOD.namespaces | {"net": "Operation not permitted"}}, "net (Operation not"),
         ("cgroups", {"layout": Layout(()), "usable": Layout(())}, "none"),
         ("cgroups", {"unwritable_groups": (Path("/sys/fs/cgroup"),)}, "not writable: /sys/fs/cgroup"),
+        ("network", {"network_error": "libnftables.so.1 is not installed"}, "libnftables.so.1"),
         ("disk", {"disk_free_mib": 500}, "500 MiB free in /root"),
         (
             "storage",

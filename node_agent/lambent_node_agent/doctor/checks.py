@@ -10,6 +10,7 @@ from lambent_common.machine import KEPT_DISK_MIB
 from lambent_common.programs import ETCD, NATS_SERVER, Program, Version
 from lambent_node_agent import isolation
 from lambent_node_agent.isolation import Level, Protection
+from lambent_node_agent.sandbox import NETWORK
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 MINIMUM_KERNEL = Version(5, 12, 0)
 
 # Of its agent an environment takes these descriptors: control socket, pidfd, channel, log pipe, its memory group's peak
-# and events, and its freezer. The rest is for schedulers, etcd, NATS, and packages on their way.
-OPEN_FILES_PER_ENVIRONMENT = 7
+# and events, its freezer, and its network namespace. The rest is for schedulers, etcd, NATS, and packages on their way.
+OPEN_FILES_PER_ENVIRONMENT = 8
 OWN_OPEN_FILES = 1024
 SMALLEST_FUNCTION_MIB = 128
 # An environment may have 1,024 processes and threads (AWS Lambda quotas).
@@ -156,6 +157,15 @@ def _storage(facts: Facts) -> Check:
     return Check("storage", Status.MISSING, reason, help_)
 
 
+def _network(facts: Facts) -> Check:
+    if facts.confinement is not None:
+        return Check("network", Status.WARNING, "without root functions have loopback alone", "Use sudo.")
+    if facts.network_error is not None:
+        help_ = f"Without it functions have loopback alone: `lambent agent --allow-missing {NETWORK}`."
+        return Check("network", Status.MISSING, facts.network_error, help_)
+    return Check("network", Status.OK, "functions reach the internet, and nothing of this machine")
+
+
 def _sandbox(facts: Facts) -> Check:
     if facts.sandbox_error is not None:
         help_ = "The lines above may tell why; otherwise run as root, outside of containers that forbid mounts."
@@ -244,6 +254,7 @@ _CHECKS: tuple[Callable[[Facts], Check], ...] = (
     _namespaces,
     _cgroups,
     _seccomp,
+    _network,
     _limits,
     _interpreters,
     _etcd,

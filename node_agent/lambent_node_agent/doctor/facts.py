@@ -18,7 +18,7 @@ from lambent_node_agent.sandbox import DEFAULT_LOCK_DIR, SandboxError, interpret
 from lambent_node_agent.sandbox.seccomp import compile_filters
 from lambent_runtime import linux
 
-from .trial import try_sandbox
+from .trial import try_network, try_sandbox
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,6 +59,7 @@ class Facts:
         usable: What of them this user may use; all of them as root.
         unwritable_groups: Mount points of hierarchies in which no group can be made.
         seccomp_error: Why system calls cannot be filtered; None when they can.
+        network_error: Why functions can have no network; None when they can.
         open_files: Hard limit of descriptors, to which the agent raises its own; None means none.
         pids: Most processes of the machine.
         runtimes: Interpreters by the name of their runtime, with their paths.
@@ -80,6 +81,7 @@ class Facts:
     usable: Layout
     unwritable_groups: tuple[Path, ...]
     seccomp_error: str | None
+    network_error: str | None
     open_files: int | None
     pids: int
     runtimes: Mapping[str, Path]
@@ -121,6 +123,7 @@ async def gather_facts(search_path: str, data_dir: Path) -> Facts:
             hierarchy.mount for hierarchy in usable.hierarchies if not _is_writable(hierarchy.own, hierarchy.mount)
         ),
         seccomp_error=_try_filters(),
+        network_error=try_network(),
         open_files=None if hard_limit == resource.RLIM_INFINITY else hard_limit,
         pids=int(_read("/proc/sys/kernel/pid_max") or 0),
         runtimes={name: interpreter.executable for name, interpreter in found.items()},

@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lambent_node_agent.isolation import NEEDED
-from lambent_node_agent.sandbox import SandboxConfig, SandboxError, SandboxHost, enter_private_mount_namespace
+from lambent_node_agent.network import NetworkError, Router
+from lambent_node_agent.sandbox import (
+    NETWORK,
+    SandboxConfig,
+    SandboxError,
+    SandboxHost,
+    enter_private_mount_namespace,
+)
+from lambent_node_agent.sandbox.uid_range import UidRange
 from lambent_runtime.channel import HEADER, Kind
 
 if TYPE_CHECKING:
@@ -24,8 +32,26 @@ _MEMORY_MIB = 128
 _CPU_MILLIS = 1000
 _STORAGE_MIB = 16
 _DISK_MIB = 64
+_ASKED_APART = frozenset({NETWORK, *(protection.value for protection in NEEDED)})
+"""Other lines tell of those."""
 # Milliseconds as a rule, a second where an interpreter starts from a cold disk.
 _TIMEOUT_S = 30.0
+
+
+def try_network() -> str | None:
+    """Make a network for functions as the agent does, and take it off the machine again; None, or what failed."""
+    config = SandboxConfig(Path(os.devnull), f"doctor-{os.getpid()}")
+    try:
+        uids = UidRange(config.lock_dir / "uids")
+        try:
+            router = Router(uids.block, config.network, config.lock_dir)
+            router.open()
+            router.close()
+        finally:
+            uids.close()
+    except (NetworkError, SandboxError) as error:
+        return str(error)
+    return None
 
 
 async def try_sandbox(
@@ -51,7 +77,7 @@ async def try_sandbox(
             pool_size=0,
             disk_mib=_DISK_MIB,
             lock_dir=locks,
-            allow_missing=frozenset(protection.value for protection in NEEDED),  # other lines tell of those
+            allow_missing=_ASKED_APART,
             confinement=confinement,
         )
         try:
