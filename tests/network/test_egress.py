@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 from tests.network.functions import CLIENT, REFUSED, address_of, router_of
@@ -173,22 +173,25 @@ async def test_the_host_routes_for_nobody_else(agent: Lab, world: World) -> None
 
 
 async def test_nobody_outside_can_begin_a_conversation(agent: Lab, world: World) -> None:
-    """Answers pass, and nothing else: not even for who has a route to the environments' addresses."""
+    """Answers pass, and nothing else: neither for the world nor for the host, though they have routes to it."""
     async with agent.sandbox(CLIENT, network=EGRESS) as sandbox, agent.start(sandbox) as function:
         await function.frame()
-        await function.invoke("globals().update(server=socket.create_server(('', 8080)))")
-        for target in (address_of(agent, sandbox), str(router_of(agent)._router_address)):
-            with entered(world.world), socket.socket() as made:
-                made.setblocking(False)
-                made.connect_ex((target, 8080))
+        await function.invoke("globals().update(u=socket.socket(2, 2)) or u.bind(('', 8080)) or u.settimeout(0)")
+        address, router = address_of(agent, sandbox), router_of(agent)
+        with rtnetlink.RouteSocket() as routes:
+            link = socket.if_nametoindex(router._link)
+            routes.send(rtnetlink.new_route(link, IPv4Network(address), gateway=router._router_address))
+        for namespace in (world.world, world.host):
+            for target in (address, str(router._router_address)):
+                with entered(namespace), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as made:
+                    made.sendto(b"?", (target, 8080))
         assert await function.invoke(f"tcp('{SERVER}')") == f"world {HOST_PUBLIC}"
-        with pytest.raises(AssertionError, match="BlockingIOError"):
-            await function.invoke("server.setblocking(False) or server.accept()")
+        assert (await function.fail("u.recv(9)"))["errorType"] == "BlockingIOError"
 
 
 async def test_one_function_cannot_fill_the_table_of_connections(agent: Lab, world: World) -> None:
     """Datagrams to ever new ports are connections to the kernel, which it remembers for a while."""
-    flood = "[udp.sendto(b'?', ('198.51.100.9', port)) for port in range(1000, 4000)]"
+    flood = "[udp.sendto(b'?', ('198.51.100.9', port)) for port in range(1000, 5000)]"
     async with agent.sandbox(CLIENT, network=EGRESS) as sandbox, agent.start(sandbox) as function:
         await function.frame()
         await function.invoke(f"[globals().update(udp=socket.socket(2, 2)), {flood}] and None")

@@ -65,7 +65,7 @@ PRIVATE: Final = tuple(
 # connections as well. One that has ended counts for as long as it is remembered, two minutes: hence a rate too.
 _CONNECTIONS: Final = 1024
 _NEW_CONNECTIONS_PER_S: Final = 200
-_NEW_CONNECTIONS_BURST: Final = 1024
+_NEW_CONNECTIONS_BURST: Final = 2048
 # Packets: fifty names a second, each with its A and its AAAA. The relay has the agent's event loop, where one costs it
 # some 0.1 ms.
 _QUERIES_PER_S: Final = 100
