@@ -18,7 +18,7 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 from lambent_node_agent.network import rtnetlink
-from lambent_node_agent.network.namespaces import entered, make_namespace, own_namespace
+from lambent_node_agent.network.namespaces import SYSCTLS, entered, make_namespace, own_namespace
 from lambent_node_agent.network.nftables import Nftables
 from lambent_runtime import linux
 
@@ -72,6 +72,9 @@ def make_world() -> Iterator[World]:
         before, world, lan, host = own_namespace(), make_namespace(), make_namespace(), make_namespace()
         for namespace in (before, world, lan, host):
             stack.callback(os.close, namespace)
+        for namespace in (world, lan, host):  # a new one has the value that the machine itself has at the moment
+            with entered(namespace):
+                (SYSCTLS / "ipv4/ip_forward").write_text("0")
         linux.setns(host, linux.CLONE_NEWNET)
         stack.callback(linux.setns, before, linux.CLONE_NEWNET)
         with rtnetlink.RouteSocket() as routes:
