@@ -11,6 +11,7 @@ import errno
 import os
 import resource
 import signal
+import socket
 import struct
 
 from . import linux
@@ -108,7 +109,7 @@ class Recipe:
         Args:
             uid: UID and GID of the sandbox, used by no other one on this machine: what it sees, what the zygote does.
             control: Descriptor of the control socket to the agent.
-            network: Descriptor of the network namespace, which is nobody else's.
+            network: Descriptor of the network namespace, which is nobody else's; any number when the recipe makes it.
             groups: Descriptors of the groups' `tasks` or `cgroup.procs`, one for each hierarchy.
             mounts: Detached mounts, in the order of the targets; the agent has made them slaves of its own.
         """
@@ -153,9 +154,21 @@ class Recipe:
         for group in self._groups:
             call("write", group, b"0", 1)
         # 2. Own namespaces. After step 1, so that the cgroup namespace is rooted at the sandbox's groups. The network's
-        # was made beforehand, with loopback and a link that leads nowhere yet.
-        call("setns", self._network, linux.CLONE_NEWNET)
-        call("unshare", NAMESPACES)
+        # was made beforehand, with loopback and a link that leads nowhere yet. Without root nobody could come back from
+        # making one: it is made here, and has loopback alone.
+        if self._confined:
+            call("unshare", NAMESPACES | linux.CLONE_NEWNET)
+            self._raise_loopback()
+        else:
+            call("setns", self._network, linux.CLONE_NEWNET)
+            call("unshare", NAMESPACES)
+
+    def _raise_loopback(self) -> None:
+        call = self._plan.add
+        loopback = Register()
+        call("socket", socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, 0, result=loopback)
+        call("ioctl", loopback, linux.SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", linux.IFF_UP | linux.IFF_RUNNING))
+        call("close", loopback)
 
     def _mount_files(self, targets: tuple[str, ...]) -> None:
         call = self._plan.add

@@ -155,7 +155,8 @@ def _serve(
             os._exit(0)
         targets = message["mounts"]
         assert isinstance(targets, list)
-        control, network, *others = descriptors
+        control, *others = descriptors
+        network = others.pop(0) if message["network"] else -1
         mounts, groups = others[: len(targets)], others[len(targets) :]
         if prepared_for != (tuple(targets), len(groups)):  # as a rule, only before the first fork
             prepared_for = tuple(targets), len(groups)

@@ -178,8 +178,7 @@ async def test_the_next_environment_has_neither_the_files_nor_the_size_of_the_la
 
 
 async def test_tmp_is_root_s_and_everybody_may_write_there_but_run_nothing_as_root(world: Lab) -> None:
-    """As on any machine: sticky; and what is made in it is neither a device nor setuid. In a user namespace root shows
-    as nobody."""
+    """As on any machine: sticky; and what is made in it is neither a device nor setuid. Its owner may be nobody."""
     code = """
 import os
 def handler(event, context):

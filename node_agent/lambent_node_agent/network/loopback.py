@@ -15,10 +15,10 @@ class LoopbackAttachment:
     """A network namespace with loopback alone.
 
     Attributes:
-        namespace: Its descriptor.
+        namespace: Its descriptor; None when the sandbox makes it itself.
     """
 
-    def __init__(self, namespace: int) -> None:
+    def __init__(self, namespace: int | None) -> None:
         self.namespace = namespace
 
     async def connect(self, choice: NetworkChoice) -> None:
@@ -26,13 +26,21 @@ class LoopbackAttachment:
 
     def close(self) -> None:
         """Let the namespace go with its last process. May be called again."""
-        if self.namespace >= 0:
+        if self.namespace is not None:
             os.close(self.namespace)
-            self.namespace = -1
+            self.namespace = None
 
 
 class LoopbackOnly:
-    """In place of a router."""
+    """In place of a router.
+
+    Args:
+        confined: This process is root in a user namespace alone, and could not come back from a namespace that it has
+            made: sandboxes make their own.
+    """
+
+    def __init__(self, *, confined: bool = False) -> None:
+        self._confined = confined
 
     def close(self) -> None:
         """Give nothing back."""
@@ -45,4 +53,4 @@ class LoopbackOnly:
 
     def attach(self, position: int) -> LoopbackAttachment:  # noqa: ARG002 - no address is made from it
         """Make a network namespace. Raises as `Router.attach`."""
-        return LoopbackAttachment(make_namespace())
+        return LoopbackAttachment(None if self._confined else make_namespace())

@@ -325,7 +325,7 @@ def _machine_swaps() -> bool:
 def _open_networks(config: SandboxConfig, number: int) -> Router | LoopbackOnly:
     """Make the network of functions; none without root, or where there can be none and the operator accepts that."""
     if config.confinement is not None:
-        return LoopbackOnly()
+        return LoopbackOnly(confined=True)
     try:
         router = Router(number, config.network, config.lock_dir)
         router.open()

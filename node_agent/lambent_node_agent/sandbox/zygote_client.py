@@ -117,7 +117,7 @@ class Zygote:
         self,
         uid: SandboxUid,
         control: socket.socket,
-        network: int,
+        network: int | None,
         places: Sequence[tuple[int, str]],
         cgroups: Sequence[int],
     ) -> int:
@@ -141,9 +141,11 @@ class Zygote:
         order: dict[str, object] = {
             "uid": uid.outside,
             "inside": uid.inside,
+            "network": network is not None,
             "mounts": [target for _fd, target in places],
         }
-        descriptors = [control.fileno(), network, *(fd for fd, _target in places), *cgroups]
+        networks = [] if network is None else [network]
+        descriptors = [control.fileno(), *networks, *(fd for fd, _target in places), *cgroups]
         async with self._gate:
             if self.exited.done():
                 raise SandboxError(f"the zygote of {self.interpreter.runtime} has ended")
