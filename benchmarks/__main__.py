@@ -7,6 +7,7 @@ import json
 import os
 import statistics
 import sys
+import tempfile
 import time
 from collections import defaultdict
 from contextlib import AsyncExitStack
@@ -16,7 +17,14 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from benchmarks.bounds import IDLE_ENVIRONMENTS, MIN_ENVIRONMENTS, idle_row, memory_rows, timed_rows
+from benchmarks.bounds import (
+    IDLE_ENVIRONMENTS,
+    MIN_ENVIRONMENTS,
+    idle_row,
+    memory_rows,
+    snap_start_row,
+    timed_rows,
+)
 from benchmarks.cluster import cluster
 from benchmarks.floors import (
     Echo,
@@ -33,6 +41,7 @@ from benchmarks.measure import percentile
 from benchmarks.rows import Row, as_json, as_table
 from benchmarks.sandbox_overhead import sandbox_overhead
 from benchmarks.sandbox_rate import sandbox_rate
+from benchmarks.snap_start import SnapStart, snap_start
 from lambent import AsyncClient
 
 _MEMORY_MIB = 262_144
@@ -46,6 +55,8 @@ _FILLED_AT_ONCE = 40
 """Of the idle environments: a busy machine cannot start two hundred while all of them sleep."""
 
 _SUSTAINED_S = 10.0
+_VERSIONS = 8
+"""Each takes two inits of a second: its own, and that of the environment that is prepared after its call."""
 
 
 class Progress:
@@ -108,7 +119,7 @@ def main(rounds: int, json_path: Path | None, *, scaling: bool) -> None:
 
 
 async def _measure(rounds: int, *, scaling: bool) -> Measurement:
-    steps = rounds * _STEPS_OF_A_ROUND + 2
+    steps = rounds * _STEPS_OF_A_ROUND + 3
     progress = Progress(steps + (len(_ENVIRONMENT_COUNTS + _FUNCTION_COUNTS) if scaling else 0))
     async with echo() as floor:
         found = await _bounds(floor, rounds, progress)
@@ -138,9 +149,11 @@ async def _bounds(floor: Echo, rounds: int, progress: Progress) -> Measurement:
         for number in range(1, rounds + 1):
             await _round(suite, floor, bwrap, samples, progress, f"round {number} of {rounds}")
         phases = suite.cold_phases_ms()
+        progress.begin("SnapStart")
+        prepared = await _snap_start(suite)
         progress.begin("memory at rest")
         await suite.fill_environments(MIN_ENVIRONMENTS)
-        rows = [*timed_rows(samples, missing), *memory_rows(suite.memory())]
+        rows = [*timed_rows(samples, missing), prepared, *memory_rows(suite.memory())]
     bwrap_ms = statistics.median(samples["bwrap"]) if samples["bwrap"] else None
     return Measurement(rows, python, bwrap_ms, phases)
 
@@ -196,6 +209,14 @@ async def _round(
     if bwrap is not None:
         samples["bwrap rate"].append(await bwrap_rate())
     samples["sandbox rate"].append(await sandbox_rate(_SUSTAINED_S))
+
+
+async def _snap_start(suite: Suite) -> Row:
+    with tempfile.TemporaryDirectory(prefix="lambent-bench-") as directory:
+        try:
+            return snap_start_row(await snap_start(suite.client, suite.python, Path(directory), _VERSIONS))
+        except FloorMissingError as error:
+            return snap_start_row(SnapStart([], []), str(error))
 
 
 async def _idle_environments(progress: Progress) -> Row:

@@ -6,6 +6,7 @@ import statistics
 
 from benchmarks.invocations import Memory
 from benchmarks.rows import Row
+from benchmarks.snap_start import SnapStart
 
 MIN_ENVIRONMENTS = 20
 """Least number alive when the memory of one is taken: what they share with their zygote is divided among them."""
@@ -87,6 +88,20 @@ def timed_rows(samples: dict[str, list[float]], no_bwrap: str) -> list[Row]:
         ),
         Row("CPU per 1,000 invocations, all processes", cpu_s, "s", "echo's client and server", get("echo cpu")),
     ]
+
+
+def snap_start_row(found: SnapStart, missing: str = "") -> Row:
+    """Make the row of first calls with SnapStart; `missing` says why there are none."""
+    return Row(
+        "first call p50 with SnapStart, numpy and pandas",
+        statistics.median(found.first_calls) if found.first_calls else None,
+        "ms",
+        "the imports in a fresh python3",
+        statistics.median(found.imports) if found.imports else None,
+        must=0.05,
+        aim=0.02,
+        missing=missing,
+    )
 
 
 def idle_row(memory: Memory, python_mib: float) -> Row:
