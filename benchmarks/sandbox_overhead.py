@@ -22,7 +22,9 @@ from benchmarks.measure import percentile, sequential_ms
 from benchmarks.processes import children
 from benchmarks.sandbox_environment import Environment, write_function
 from lambent_node_agent.cgroups import Group
-from lambent_node_agent.sandbox import SandboxConfig, SandboxHost, enter_private_mount_namespace, host, zygote_client
+from lambent_node_agent.network import LoopbackAttachment, LoopbackOnly
+from lambent_node_agent.network.namespaces import own_namespace
+from lambent_node_agent.sandbox import SandboxConfig, SandboxHost, enter_private_mount_namespace, host
 
 _FULL_MIB, _FULL_MILLIS = 1769, 1000
 """AWS Lambda: memory that comes with one whole CPU. With less, the quota would be measured and not the path."""
@@ -31,10 +33,12 @@ _WARM_UP = 500
 _TURNS = 40
 _CALLS_OF_A_TURN = 100
 
-_WITHOUT_NETWORK = zygote_client._START.replace(  # noqa: SLF001 - as `_unprotected` says
-    "zygote.main(",
-    "from lambent_runtime import linux, sandbox\nsandbox.NAMESPACES &= ~linux.CLONE_NEWNET\nzygote.main(",
-)
+
+class _HostNetwork(LoopbackOnly):
+    """Gives each sandbox the network namespace of this process."""
+
+    def attach(self, position: int) -> LoopbackAttachment:  # noqa: ARG002 - all have the same
+        return LoopbackAttachment(own_namespace())
 
 
 async def sandbox_overhead() -> tuple[float, float]:
@@ -61,7 +65,7 @@ def _unprotected() -> Iterator[None]:
     with (
         mock.patch.object(host, "compile_filters", return_value=()),
         mock.patch.object(Group, "open_entrances", return_value=[]),
-        mock.patch.object(zygote_client, "_START", _WITHOUT_NETWORK),
+        mock.patch.object(host, "_open_networks", return_value=_HostNetwork()),
     ):
         yield
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.cluster import Cluster, running_cluster
+
+import lambent
 
 CODE = """
 def hold(event, context):
@@ -46,7 +49,9 @@ def test_a_function_out_of_memory_is_told_so_and_the_next_call_is_served(cluster
     assert invoke(cluster, "hold", {"mib": 90})["payload"] == 90 << 20
     invoke(cluster, "hold", {"mib": 1000}, fails="Runtime.OutOfMemory")
     assert invoke(cluster, "hold", {"mib": 1})["payload"] == 1 << 20
-    reports = [line for line in cluster.lambent("logs", "hold").stdout.splitlines() if "REPORT" in line]
+    with lambent.Client(data_dir=cluster.data_dir) as client:
+        lines = (event.message for event in client.logs("hold", follow=True))
+        reports = list(itertools.islice((line for line in lines if line.startswith("REPORT")), 3))
     peaks = [int(line.partition("Max Memory Used: ")[2].split()[0]) for line in reports]
     assert 90 <= peaks[0] < 128
     assert peaks[1] == 128
