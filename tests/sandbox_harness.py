@@ -6,12 +6,15 @@ import asyncio
 import contextlib
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from lambent_node_agent.network import NO_NETWORK, NetworkChoice, NetworkSettings
 from lambent_node_agent.sandbox import RuntimeProcess, Sandbox, SandboxConfig, SandboxHost
@@ -215,3 +218,10 @@ __all__ = [
     "until",
     "zygote_of",
 ]
+
+
+def require_disk(directory: Path) -> None:
+    """Skip where the disk is memory, as in `make test-vm`: then what is written to it is memory of who writes."""
+    kind = subprocess.run(["stat", "-f", "-c", "%T", directory], capture_output=True, text=True, check=True).stdout
+    if kind.strip() == "tmpfs":
+        pytest.skip(f"{directory} is memory")

@@ -138,7 +138,7 @@ def _own_groups() -> list[Path]:
     hierarchies = read_layout().hierarchies
     for hierarchy in hierarchies:
         if hierarchy.unified:
-            wanted = " ".join(f"+{name}" for name in hierarchy.controllers)
+            wanted = " ".join(f"+{name}" for name in hierarchy.switched)
             (hierarchy.own / "cgroup.subtree_control").write_text(wanted)
     return [hierarchy.own for hierarchy in hierarchies]
 

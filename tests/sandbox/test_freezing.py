@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.sandbox_harness import Lab, config, processes_of
+from tests.sandbox_harness import Lab, config, processes_of, require_disk
 
 from lambent_node_agent.cgroups import CgroupError, Group, Layout, Tree, read_layout
 from lambent_node_agent.cgroups.layout import FREEZER, Hierarchy
@@ -242,6 +242,7 @@ def handler(event, context):
 @pytest.mark.asyncio(loop_scope="module")
 async def test_memory_is_taken_back_from_a_frozen_function(world: Lab) -> None:
     """The files that it has read, which it can read again; with swap off its own memory stays."""
+    require_disk(world.directory)
     async with world.sandbox(READER, memory_mib=256) as sandbox:
         model = world.directory / f"code-{world.count}" / "model"
         model.write_bytes(os.urandom(1 << 20) * 48)

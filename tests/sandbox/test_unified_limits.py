@@ -68,7 +68,7 @@ async def test_memory_over_the_limit_is_killed_and_not_swapped_out(world: Lab) -
         await function.frame()
         await function.send(400)
         assert (await function.process.exit_status).oom_killed
-        assert event_count(sandbox, "memory.events", "oom_kill") == 1
+        assert event_count(sandbox, "memory.events", "oom_kill") >= 1
         assert read(sandbox, "memory.swap.current") == "0"
         assert 120 << 20 <= int(read(sandbox, "memory.peak")) <= 128 << 20
 
