@@ -350,8 +350,8 @@ async def test_a_killed_agent_leaves_no_process_and_no_mount_and_the_next_one_sw
     with start_agent(place, owner) as agent:
         assert agent.stdout is not None
         try:
-            while not (line := await asyncio.to_thread(agent.stdout.readline)).startswith("["):
-                assert "ephemeral_storage_without_direct_io" in line  # the disk of a virtual machine is memory
+            while not (line := await asyncio.to_thread(agent.stdout.readline)).startswith(b"["):
+                assert b"ephemeral_storage_without_direct_io" in line  # the disk of a virtual machine is memory
             pids = json.loads(line)
             assert len(pids) == 3  # reaper, runtime, zygote
             processes = [os.pidfd_open(pid) for pid in pids]
