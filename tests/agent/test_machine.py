@@ -603,15 +603,41 @@ def test_a_caller_who_is_in_a_hurry_waits_for_no_hook() -> None:
     assert answer.outcome.service_reason == "DeadlineExceededException"
 
 
-def test_hooks_that_take_too_long_are_ended() -> None:
-    """After ten seconds, with AWS's error; the invocation was not dispatched."""
-    env, _ = run((200, Open(Invocation("id-1", 300))), env=snap_started())
+@pytest.mark.parametrize("timeout_s", [3, 300])
+def test_hooks_that_take_too_long_are_ended(timeout_s: int) -> None:
+    """After ten seconds, whatever the function's timeout is, with AWS's error; the invocation was not dispatched."""
+    env, _ = run((200, Open(Invocation("id-1", timeout_s))), env=snap_started())
     assert env.deadline == 200 + RESTORE_TIMEOUT_S
     env, actions = run((210, Tick(WALL)), (210.1, RuntimeKilled(7)), env=env)
     (answer,) = answers(actions)
     assert (answer.outcome.service_reason, answer.outcome.dispatched) == ("SnapStartTimeoutException", False)
     assert "RESTORE_REPORT Restore Duration: 10000.00 ms\tStatus: timeout" in lines(actions)
     assert actions[-1] == StartRuntime()
+
+
+@pytest.mark.parametrize(("ended", "duration_us"), [(202, 1_000_000), (203, 2_000_000)], ids=["answers", "times out"])
+def test_hooks_are_billed_once_when_the_caller_is_in_a_hurry(ended: float, duration_us: int) -> None:
+    """The handler's duration begins behind them, though the caller's time does not."""
+    event = Finished(Outcome(b"1"), 7) if ended == 202 else Tick(WALL)
+    _, actions = run(
+        (200, Open(Invocation("id-1", 3, callers_limit=True))),
+        (201, RuntimeRestored()),
+        (ended, event),
+        (ended + 0.1, RuntimeKilled(7)),
+        env=snap_started(),
+    )
+    (answer,) = answers(actions)
+    assert (answer.figures.duration_us, answer.figures.restore_duration_us) == (duration_us, 1_000_000)
+    assert answer.figures.billed_duration_ms == (duration_us + 1_000_000) // 1000
+
+
+def test_an_environment_that_lost_its_prepared_runtime_is_to_be_replaced() -> None:
+    """Its init may take longer than an invocation, which would then never succeed there."""
+    env, _ = run((200, Open(Invocation("id-1", 3))), (201, RuntimeRestored()), env=snap_started())
+    assert ReportSpent() not in run((202, Finished(Outcome(b"1"), 7)), env=env)[1]
+    _, actions = run((204, Tick(WALL)), (204.1, RuntimeKilled(7)), env=env)
+    spent = actions.index(ReportSpent())
+    assert isinstance(actions[spent + 1], Answer), "the scheduler knows before it sends the next one"
 
 
 def test_a_new_runtime_is_restored_again() -> None:

@@ -179,8 +179,8 @@ def _runtime_restored(env: Environment, _: RuntimeRestored, now: float) -> Step:
     duration_us = max(1, _microseconds(now - env.restore_started))
     env = env._replace(restored=True, restore_duration_us=duration_us)
     # The handler has all of the function's timeout, and what is left of its caller's.
-    started = env.started if _has_callers_limit(env) else now
-    env = env._replace(started=started, deadline=started + _timeout_s(env))
+    deadline = (env.started if _has_callers_limit(env) else now) + _timeout_s(env)
+    env = env._replace(started=now, deadline=deadline)
     return _dispatch(env, [WriteLog(platform_lines.restore_report(duration_us))], now)
 
 
@@ -234,7 +234,9 @@ def _conclude(env: Environment, outcome: Outcome, duration_s: float, max_memory_
         status=status,
     )
     actions += (WriteLog(platform_lines.end(request_id)), WriteLog(report))
-    if env.is_spent(env.started + duration_s):
+    # With SnapStart a prepared environment is quicker than the init that a lost runtime would need anew, which may
+    # take longer than an invocation.
+    if env.is_spent(env.started + duration_s) or (env.facts.snap_start and env.runtime is RuntimeState.ABSENT):
         # Before the answer, upon which the scheduler may send the next invocation. It alone knows what it has sent, so
         # it is the one who stops the environment.
         actions.append(ReportSpent())
@@ -245,7 +247,7 @@ def _conclude(env: Environment, outcome: Outcome, duration_s: float, max_memory_
 def _figures(env: Environment, outcome: Outcome, duration_s: float, max_memory_used_mib: int) -> Figures:
     if outcome.timed_out:
         assert env.invocation is not None
-        duration_s = env.invocation.timeout_s  # AWS reports the limit, not when it noticed
+        duration_s = min(duration_s, env.invocation.timeout_s)  # AWS reports the limit, not when it noticed
     duration_us = _microseconds(duration_s)
     # With SnapStart the init is nobody's, and the restore is the invocation's before which it stands.
     init_duration_us = env.init_duration_us if env.cold and not env.facts.snap_start else 0
@@ -292,7 +294,7 @@ def _tick(env: Environment, event: Tick, now: float) -> Step:
 def _time_out(env: Environment, event: Tick, now: float) -> Step:
     assert env.invocation is not None
     request_id, timeout_s, callers_limit = env.invocation
-    if env.runtime is RuntimeState.RESTORING and now < env.started + timeout_s:
+    if env.runtime is RuntimeState.RESTORING and not (callers_limit and now >= env.started + timeout_s):
         return _restore_timed_out(env, request_id, now)
     error_line = platform_lines.timed_out(event.wall_time, request_id, timeout_s)
     if callers_limit:

@@ -374,7 +374,10 @@ class ReportReady:
 
 @dataclass(frozen=True, slots=True)
 class ReportSpent:
-    """Tell the scheduler that the environment has served as long as it is to: it is to be stopped, and not be used."""
+    """Tell the scheduler that the environment is to be stopped, and not be used.
+
+    It has served as long as it is to; or, with SnapStart, it has lost the runtime that was prepared.
+    """
 
 
 @dataclass(frozen=True, slots=True)

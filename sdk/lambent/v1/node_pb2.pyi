@@ -524,8 +524,9 @@ class EnvironmentReady(message.Message):
 
 @typing.final
 class EnvironmentSpent(message.Message):
-    """An environment has served as many invocations, or lived as long, as the node's operator wants. The scheduler is to send
-    it nothing more and to stop it; what was sent before is served. Comes before the END of an invocation, or between two.
+    """An environment has served as many invocations, or lived as long, as the node's operator wants, or has lost with SnapStart
+    the runtime that was prepared. The scheduler is to send it nothing more and to stop it; what was sent before is served.
+    Comes before the END of an invocation, or between two.
     """
 
     DESCRIPTOR: descriptor.Descriptor
