@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
@@ -9,6 +10,11 @@ from tests.functions.cluster import Cluster
 
 from lambent.errors import InvalidParameterError, NoCapacityError, ResourceConflictError, UnavailableError
 from lambent.v1 import function_pb2 as pb
+from lambent.v1 import record_pb2
+from lambent_common import keys, records
+from lambent_common.etcd import Changes as EtcdChanges
+from lambent_common.etcd import KeyValue, Put
+from lambent_scheduler.functions.activation import Activator
 
 if TYPE_CHECKING:
     from lambent.errors import ServiceError
@@ -83,16 +89,90 @@ async def test_a_version_made_with_the_function_waits_for_its_code_first(lambent
 
 async def test_the_newest_version_and_those_of_aliases_are_kept_prepared(lambent: Cluster) -> None:
     """Every deployment publishes a version: old ones that nothing leads to hold no memory."""
-    account, _ = await preparing(lambent)
+    account, spec = await preparing(lambent)
     for number in (2, 3):
+        lambent.scheduler.activator.prepared(spec, None)
+        await lambent.settled(account, qualifier=spec.version)
         await lambent.change(account, memory_mib=128 + number)
         await lambent.publish(account)
+        (spec,) = lambent.table.to_be_prepared(account, "f")
+    lambent.scheduler.activator.prepared(spec, None)
+    await lambent.settled(account, qualifier="3")
     assert wanted(lambent, account) == ["3"]
     request = pb.CreateAliasRequest(
         account=account, function_name="f", name="live", function_version="1", additional_version_weights={"2": 0.5}
     )
     await lambent.service.CreateAlias(request, None)
     assert wanted(lambent, account) == ["1", "2", "3"]
+
+
+async def test_a_version_that_waits_is_prepared_though_another_one_follows(lambent: Cluster) -> None:
+    """Nothing else would end its PENDING."""
+    account, first = await preparing(lambent)
+    await lambent.change(account, memory_mib=256)
+    await lambent.publish(account)
+    assert wanted(lambent, account) == ["1", "2"]
+    lambent.scheduler.activator.prepared(first, None)
+    assert (await lambent.settled(account, qualifier="1")).state == pb.FUNCTION_STATE_ACTIVE
+    assert wanted(lambent, account) == ["2"]
+
+
+async def test_a_preparation_outlives_a_change_of_its_function(lambent: Cluster) -> None:
+    """A version that is prepared is written as such whatever the table shows before that."""
+    account, spec = await preparing(lambent)
+    key = keys.function_alias(account, "f", "live")
+    alias = records.encode(record_pb2.AliasRecord(alias=pb.Alias(name="live", function_version="1")))
+    lambent.scheduler.activator.prepared(spec, None)
+    lambent.table.apply(EtcdChanges(1, (Put(KeyValue(key, alias, 1, 1, 0)),)))
+    assert (await lambent.settled(account, qualifier="1")).snap_start.optimized
+
+
+async def test_a_preparation_outlives_a_failure_of_whoever_writes_it(
+    lambent: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is not written at the first attempt is when maintenance begins anew."""
+    account, spec = await preparing(lambent)
+    parts = lambent.scheduler
+    activator = Activator(parts.repository, parts.packages, parts.table)
+    with monkeypatch.context() as patched:
+        patched.setattr(parts.repository, "load", None)
+        activator.prepared(spec, None)
+        with pytest.RaisesGroup(TypeError):
+            await activator.run()
+    running = asyncio.create_task(activator.run())
+    try:
+        assert (await lambent.settled(account, qualifier="1")).snap_start.optimized
+    finally:
+        running.cancel()
+        await asyncio.wait([running])
+
+
+async def test_a_failed_version_can_be_published_again(lambent: Cluster) -> None:
+    """What its init lacked may be there now; the code need not change for that."""
+    account, spec = await preparing(lambent)
+    lambent.scheduler.activator.prepared(spec, UnavailableError("the database is away"))
+    assert (await lambent.settled(account, qualifier="1")).state == pb.FUNCTION_STATE_FAILED
+    again = await lambent.publish(account)
+    assert (again.version, again.state) == ("2", pb.FUNCTION_STATE_PENDING)
+    assert (await lambent.publish(account)).version == "2"
+
+
+async def test_a_version_that_is_not_active_takes_no_calls_from_the_one_beside_it(lambent: Cluster) -> None:
+    """An alias with weights sends all of them to the version that works."""
+    account, first = await preparing(lambent)
+    lambent.scheduler.activator.prepared(first, None)
+    await lambent.settled(account, qualifier="1")
+    await lambent.change(account, memory_mib=256)
+    await lambent.publish(account)
+    request = pb.CreateAliasRequest(
+        account=account, function_name="f", name="live", function_version="1", additional_version_weights={"2": 0.5}
+    )
+    await lambent.service.CreateAlias(request, None)
+    assert lambent.table.find(account, "f", "live").other is None
+    _, second = lambent.table.to_be_prepared(account, "f")
+    lambent.scheduler.activator.prepared(second, None)
+    await lambent.settled(account, qualifier="2")
+    assert lambent.table.find(account, "f", "live").other is second
 
 
 async def test_latest_is_never_prepared(lambent: Cluster) -> None:
@@ -106,7 +186,9 @@ async def test_latest_is_never_prepared(lambent: Cluster) -> None:
 
 async def test_snap_start_can_be_switched_off(lambent: Cluster) -> None:
     """Versions published from then on are ACTIVE at once."""
-    account, _ = await preparing(lambent)
+    account, spec = await preparing(lambent)
+    lambent.scheduler.activator.prepared(spec, None)
+    await lambent.settled(account, qualifier="1")
     await lambent.change(account, snap_start=pb.SnapStart(apply_on=pb.SNAP_START_APPLY_ON_NONE))
     version = await lambent.publish(account)
     assert (version.version, version.state) == ("2", pb.FUNCTION_STATE_ACTIVE)

@@ -71,6 +71,8 @@ class Activator:
         """Settle what is due, for ever."""
         for function in self._table.all_functions():
             self._notice(function.account, function.name)
+        for function in self._prepared:
+            self.submit(function)
         running = 0
 
         async def settle(function: FunctionId) -> None:
@@ -149,7 +151,7 @@ class Activator:
         if self._table.is_under_way(function):
             if function not in self._due:
                 self._schedule(function, _ABANDONED_AFTER_S)
-        else:
+        elif function not in self._prepared:
             self._due.pop(function, None)
 
     def _schedule(self, function: FunctionId, delay_s: float) -> None:

@@ -146,7 +146,7 @@ def update_configuration(
 
 
 def publish(records: FunctionRecords, *, arn: str, code_sha256: str, description: str, revision_id: str) -> Outcome:
-    """Freeze $LATEST as a version; nothing changes when the newest version is the same.
+    """Freeze $LATEST as a version; nothing changes when the newest version is the same, and has not FAILED.
 
     Raises:
         PreconditionFailedError: `revision_id` is given and is not the current one.
@@ -168,7 +168,11 @@ def publish(records: FunctionRecords, *, arn: str, code_sha256: str, description
             f"({record.function.code_sha256}). Please try again with the CodeSHA256 in $LATEST."
         )
     newest = records.versions.get(record.newest_version)
-    if newest is not None and record.published_revision_id == record.function.revision_id:
+    if (
+        newest is not None
+        and newest.function.state != _FAILED
+        and record.published_revision_id == record.function.revision_id
+    ):
         return Outcome(record, newest)
     return _publish(record, description or record.function.description)
 
@@ -240,7 +244,7 @@ def prepared_versions(
     versions: Mapping[str, record_pb2.VersionRecord],
     aliases: Iterable[record_pb2.AliasRecord],
 ) -> list[function_pb2.Function]:
-    """Give the versions that are to have an environment prepared: the newest, and those that aliases lead to.
+    """Give the versions that are to have an environment prepared: the newest, those of aliases, and what waits for it.
 
     Args:
         latest: The function.
@@ -250,11 +254,10 @@ def prepared_versions(
     wanted = {str(latest.newest_version)}
     for record in aliases:
         wanted |= {record.alias.function_version, *record.alias.additional_version_weights}
-    found = [versions[version] for version in sorted(wanted) if version in versions]
     return [
         record.function
-        for record in found
-        if has_snap_start(record.function) and (record.preparing or is_invocable(record.function))
+        for version, record in sorted(versions.items())
+        if record.preparing or (version in wanted and has_snap_start(record.function) and is_invocable(record.function))
     ]
 
 

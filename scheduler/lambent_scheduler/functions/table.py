@@ -374,6 +374,9 @@ class FunctionTable:
     def _alias_target(self, function: FunctionId, entry: _Entry, alias: function_pb2.Alias, invoked_arn: str) -> Target:
         primary = self._spec(function, entry, alias.function_version)
         for other, weight in alias.additional_version_weights.items():
+            found = _version_of(entry, other)
+            if found is not None and not model.is_invocable(found):
+                break  # PENDING or FAILED: that takes no call from the version that works
             return Target(primary, invoked_arn, self._spec(function, entry, other), weight)
         return Target(primary, invoked_arn)
 
