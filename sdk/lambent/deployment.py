@@ -113,7 +113,7 @@ class _Deployment:
             try:
                 function = await self._converge(package, on_progress)
                 if self.publish and not function.failed:
-                    return await self._publish(function)
+                    function = await self._publish(function)
                 break
             except (ResourceConflictError, PreconditionFailedError):
                 if looks == _CROSSING.attempts:
@@ -147,14 +147,13 @@ class _Deployment:
         return function
 
     async def _publish(self, function: Function) -> Function:
-        """Publish this very revision, and put the alias on it if one is named."""
+        """Publish this very revision, and put the alias on it if one is named and it has not FAILED."""
         version = await self.functions.publish_version(
             self.name, code_sha256=function.code_sha256, revision_id=function.revision_id
         )
         if not version.settled:
             version = await settled(self.functions, self.name, _PREPARATION_TIMEOUT_S, qualifier=version.version)
-        succeeded(version)
-        if not self.alias:
+        if version.failed or not self.alias:
             return version
         try:
             current = await self.functions.get_alias(self.name, self.alias)

@@ -72,6 +72,7 @@ class Service:
         creating: Waited for by those who create a function, so that they do it at once; None for nothing.
         settling: False to leave functions as they are.
         broken: Names of functions whose code is lost between its upload and its activation.
+        failing: Names of functions with SnapStart whose init fails.
     """
 
     handlers: dict[str, Handler] = field(default_factory=dict)
@@ -85,6 +86,7 @@ class Service:
     creating: asyncio.Barrier | None = None
     settling: bool = True
     broken: set[str] = field(default_factory=set)
+    failing: set[str] = field(default_factory=set)
     in_flight: int = 0
     most_in_flight: int = 0
     functions: dict[str, function_pb2.Function] = field(default_factory=dict)
@@ -335,9 +337,13 @@ class FunctionServicer(function_pb2_grpc.FunctionServiceServicer):
         self._require_revision(self._function(request.function_name), request.revision_id)
         version = function_pb2.Function()
         version.CopyFrom(self._function(request.function_name))
-        if published and published[-1].revision_id == version.revision_id:
+        failed = published and published[-1].state == function_pb2.FUNCTION_STATE_FAILED
+        if published and published[-1].revision_id == version.revision_id and not failed:
             return function_pb2.PublishVersionResponse(function=published[-1])
         version.version = str(len(published) + 1)
+        if request.function_name in self._service.failing:
+            version.state = function_pb2.FUNCTION_STATE_FAILED
+            version.state_reason = "its init fails"
         published.append(version)
         return function_pb2.PublishVersionResponse(function=version)
 

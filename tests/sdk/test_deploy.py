@@ -194,6 +194,21 @@ async def test_failed_update_is_an_error_and_mended_by_the_next_deployment(
     assert (await client.deploy("f", code, publish=True)).version == "1"
 
 
+async def test_version_whose_init_fails_is_published_once_and_gets_no_alias(
+    service: Service, client: AsyncClient, code: Path
+) -> None:
+    """It is no crossing of deployments, which would be tried again; the next deployment is."""
+    await client.deploy("f", code, handler="app.handler", alias="live", snap_start=True)
+    (code / "app.py").write_text("raise OSError\n")
+    service.failing.add("f")
+    with pytest.raises(lambent.ResourceConflictError, match="its init fails"):
+        await client.deploy("f", code, alias="live")
+    assert [version.version for version in service.versions["f"]] == ["1", "2"]
+    assert (await client.functions.get_alias("f", "live")).function_version == "1"
+    service.failing.clear()
+    assert (await client.deploy("f", code, alias="live")).version == "3"
+
+
 @pytest.mark.parametrize("size", ["memory_mib", "ephemeral_storage_mib"])
 async def test_size_of_zero_is_refused(client: AsyncClient, code: Path, size: str) -> None:
     """It is out of range, and must not pass for the default."""
