@@ -159,6 +159,46 @@ def test_a_version_that_finds_no_room_says_so_after_a_second_look() -> None:
     assert [type(action) for action in tick(shell)] == [Start]
 
 
+def test_each_version_has_its_own_second_look_for_room() -> None:
+    """One that is published later is not told of want of memory sooner."""
+    shell, first, second = Shell(nodes=0), make_spec(snap_start=True), make_spec("g", snap_start=True)
+    keep(shell, first)
+    assert tick(shell) == []
+    shell.now = 9.0
+    shell.dispatcher.keep_prepared("default", "g", [second], shell.now)
+    assert tick(shell) == []
+    for spec, at in ((first, 10.0), (second, 19.0)):
+        (action,) = tick(shell)
+        assert isinstance(action, Prepared)
+        assert (action.spec, shell.now) == (spec, at)
+
+
+def test_room_that_is_lost_long_after_is_looked_for_twice_as_well() -> None:
+    """A node may be back within seconds."""
+    shell, spec = Shell(), make_spec(snap_start=True)
+    keep(shell, spec)
+    assert len(starts(shell)) == 1
+    shell.now = 100.0
+    shell.dispatcher.node_lost("n0", UnavailableError("lost"), shell.now)
+    assert tick(shell) == []
+    shell.join("n1")
+    assert [type(action) for action in tick(shell)] == [Start]
+
+
+def test_an_environment_that_cannot_be_made_says_nothing_of_the_code() -> None:
+    """Its node or the store may be at fault: the version is no failure, and its first calls start as others do."""
+    shell, spec = Shell(Limits(start_attempts=3)), make_spec(snap_start=True)
+    keep(shell, spec)
+    for _ in range(3):
+        (environment,) = starts(shell)
+        error = UnavailableError("the code cannot be had")
+        shell.dispatcher.stopped(environment.environment_id, refused=False, error=error, now=shell.now)
+    (told,) = shell.dispatcher.take_actions()
+    assert isinstance(told, Prepared)
+    assert isinstance(told.error, NoCapacityError)
+    assert "the code cannot be had" in told.error.message
+
+
 def test_an_init_that_fails_is_tried_three_times() -> None:
     """Once may be chance; for ever would take a CPU."""
     shell, spec = Shell(Limits(start_attempts=3)), make_spec(snap_start=True)

@@ -45,7 +45,7 @@ class Fail(NamedTuple):
 class Prepared(NamedTuple):
     """Tell who waits for it that a version has a prepared environment.
 
-    `error` says why it has none: NoCapacityError, no node has room now; any other error, it cannot be initialised.
+    `error` says why it has none: NoCapacityError, no node has room or can make one now; any other, its init fails.
     """
 
     spec: VersionSpec

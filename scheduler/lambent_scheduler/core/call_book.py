@@ -157,7 +157,8 @@ class CallBook:
         """A start failed: somebody must bear it, or a version that cannot start would be started for ever."""
         if not version.waiting:
             if version.prepared_target:
-                self._preparation.failed(version, error)
+                # What keeps the nodes from it may pass, and says nothing of the version's code.
+                self._preparation.failed(version, NoCapacityError(f"no environment could be made: {error.message}"))
             return
         call = next(iter(version.waiting))
         call.failed_starts += 1

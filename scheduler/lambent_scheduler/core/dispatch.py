@@ -299,13 +299,13 @@ class Dispatcher(CallBook):
         account: str,
         function_name: str,
         specs: Collection[VersionSpec],
-        now: float,
+        now: float,  # noqa: ARG002 - every event has its time
     ) -> None:
         """Keep at least one environment prepared of each of these versions of a function, and of no other.
 
         Prepared follows for each version that was not kept before.
         """
-        self._preparation.keep(self._fleet.functions.get((account, function_name)), specs, now)
+        self._preparation.keep(self._fleet.functions.get((account, function_name)), specs)
 
     def reservation_changed(self, account: str, function_name: str, reserved: int | None) -> None:
         """Take a new reservation before the function's next call does: its calls in flight change pools now."""

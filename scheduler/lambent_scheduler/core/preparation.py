@@ -47,16 +47,13 @@ class Preparation:
         self._actions = actions
         self._line = line
         self._due: dict[VersionState, None] = {}  # to be looked at in the next tick
-        self._lacking: dict[VersionState, None] = {}  # found no room; to be looked at again at `_look_at`
-        self._look_at = 0.0
+        self._lacking: dict[VersionState, float] = {}  # found no room; to be looked at again then, the next one first
 
-    def keep(self, function: FunctionState | None, specs: Collection[VersionSpec], now: float) -> None:
+    def keep(self, function: FunctionState | None, specs: Collection[VersionSpec]) -> None:
         """Keep these versions of a function from now on, and no other ones of it.
 
         `Prepared` follows for each that was not kept: at once, or when room has been looked for a second time.
         """
-        if not self._lacking:
-            self._look_at = now + self._limits.prepare_retry_s
         wanted = {spec.key for spec in specs}
         for version in list(function.versions.values() if function is not None else ()):
             if version.kept and version.spec.key not in wanted:
@@ -80,18 +77,22 @@ class Preparation:
         if version.prepared_target:
             self._due[version] = None
 
-    def _top_up(self, version: VersionState) -> None:
-        self._lacking.pop(version, None)
+    def _top_up(self, version: VersionState, now: float) -> None:
+        if self._start_missing(version):
+            self._lacking.pop(version, None)
+        else:
+            self._lacking.setdefault(version, now + self._limits.prepare_retry_s)
+
+    def _start_missing(self, version: VersionState) -> bool:
+        """Start what a version lacks, a few at a time; False when there is no room for it."""
         if version.retired or version.waiting or not (version.kept or version.environments):
-            return  # calls come first: what starts now starts for them
-        while len(version.prepared) + version.starting < version.prepared_target:
-            if version.starting >= _STARTS_AT_ONCE:
-                return
+            return True  # calls come first: what starts now starts for them
+        while len(version.prepared) + version.starting < version.prepared_target and version.starting < _STARTS_AT_ONCE:
             placed = None if self._line else place(self._fleet.nodes, version.request, self._fleet.draw())
             if not isinstance(placed, Placement):
-                self._lacking[version] = None
-                return
+                return False
             self._actions.append(Start(self._fleet.start(version, self._fleet.nodes.node(placed.node_id))))
+        return True
 
     def missed(self, version: VersionState) -> None:
         """A call found no environment, prepared or idle."""
@@ -132,13 +133,12 @@ class Preparation:
             self._actions.append(Stop(environment, "idle"))
         due, self._due = self._due, {}
         for version in due:
-            self._top_up(version)
-        if self._lacking and now >= self._look_at:
-            for version in list(self._lacking):
-                self._top_up(version)
-                if version in self._lacking:
-                    self._announce(version, NoCapacityError("no node has memory to spare for a prepared environment"))
-            self._look_at = now + self._limits.prepare_retry_s
+            self._top_up(version, now)
+        while (version := next(iter(self._lacking), None)) is not None and self._lacking[version] <= now:
+            del self._lacking[version]
+            self._top_up(version, now)
+            if version in self._lacking:
+                self._announce(version, NoCapacityError("no node has memory to spare for a prepared environment"))
 
     def next_deadline(self) -> float | None:
         """Give the time at which `tick` has something to do; None when it has nothing."""
@@ -146,7 +146,7 @@ class Preparation:
             return 0.0
         first = self._fleet.prepared.first()
         times = [self._end(first)] if first is not None else []
-        return min([*times, self._look_at] if self._lacking else times, default=None)
+        return min([*times, *list(self._lacking.values())[:1]], default=None)
 
     def _end(self, environment: Environment) -> float:
         return environment.last_used + self._limits.keep_alive_s
