@@ -30,8 +30,11 @@ if TYPE_CHECKING:
 _CROSSING = RetryPolicy(attempts=10, base_s=0.02, cap_s=1.0)
 """Deployments of one function that cross: each round one of them gets its way, and who waits lets it end."""
 
-_PREPARATION_TIMEOUT_S = 300.0
-"""For a version with SnapStart: its init may take 130 s (AWS Lambda quotas), and is tried more than once."""
+_INIT_TIMEOUT_S = 130.0
+"""Of a version with SnapStart, or its timeout where that is longer (AWS Lambda quotas)."""
+
+_INITS = 4
+"""How many in a row are waited for: three are tried, and an environment may be waited for as well."""
 
 ValueT = TypeVar("ValueT")
 
@@ -152,7 +155,8 @@ class _Deployment:
             self.name, code_sha256=function.code_sha256, revision_id=function.revision_id
         )
         if not version.settled:
-            version = await settled(self.functions, self.name, _PREPARATION_TIMEOUT_S, qualifier=version.version)
+            timeout_s = _INITS * max(_INIT_TIMEOUT_S, version.timeout_s)
+            version = await settled(self.functions, self.name, timeout_s, qualifier=version.version)
         if version.failed or not self.alias:
             return version
         try:

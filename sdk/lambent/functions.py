@@ -238,7 +238,11 @@ class Functions:
     async def publish_version(
         self, name: str, *, description: str = "", code_sha256: str = "", revision_id: str = ""
     ) -> Function:
-        """Freeze $LATEST as a numbered version; gives the newest version again when nothing changed since."""
+        """Freeze $LATEST as a numbered version; gives the newest version again when nothing changed since.
+
+        With SnapStart it is PENDING, and takes calls when `wait_until_settled` with its number has returned. One that
+        FAILED is not given again: another one is made.
+        """
         connection, stub = self._stub()
         reply = await connection.unary(
             stub.PublishVersion,

@@ -52,11 +52,11 @@ def name(client: lambent.Client) -> Iterator[str]:
     client.functions.delete(own)
 
 
-def deploy(client: lambent.Client, name: str, directory: Path, module: str) -> lambent.Function:
+def deploy(client: lambent.Client, name: str, directory: Path, module: str, *, timeout_s: int = 10) -> lambent.Function:
     """Publish a version with SnapStart, and wait until it is ACTIVE."""
     (directory / "app.py").write_text(module)
     return client.deploy(
-        name, directory, handler="app.handler", memory_mib=128, timeout_s=10, snap_start=True, publish=True
+        name, directory, handler="app.handler", memory_mib=128, timeout_s=timeout_s, snap_start=True, publish=True
     )
 
 
@@ -114,3 +114,17 @@ def test_a_hook_that_fails_is_the_first_calls_error(client: lambent.Client, name
         with pytest.raises(lambent.FunctionError, match="no way") as caught:
             client.invoke(name, qualifier="1")
         assert caught.value.error_type == "Runtime.AfterRestoreError"
+
+
+def test_an_init_longer_than_the_timeout_is_no_matter_after_a_call_that_timed_out(
+    client: lambent.Client, name: str, tmp_path: Path
+) -> None:
+    """The next call gets another environment, and does not start the lost runtime again within its own time."""
+    module = (
+        "import threading, time\ntime.sleep(1.5)\n"
+        "def handler(event, context):\n    if event == 'hang':\n        threading.Event().wait()\n    return 1\n"
+    )
+    deploy(client, name, tmp_path, module, timeout_s=1)
+    with pytest.raises(lambent.FunctionError, match="timed out after 1"):
+        client.invoke(name, "hang", qualifier="1")
+    assert client.invoke(name, qualifier="1").json() == 1
