@@ -235,6 +235,19 @@ def test_a_prepared_environment_of_what_was_replaced_stops() -> None:
     assert list(shell.dispatcher.function_counts()) == []
 
 
+def test_what_is_being_initialised_of_a_deleted_function_stops_at_once() -> None:
+    """An init may take minutes, in which it holds memory and a CPU."""
+    shell, spec = Shell(), make_spec(snap_start=True)
+    keep(shell, spec)
+    (environment,) = starts(shell)
+    shell.dispatcher.retire_function("default", "f", (), "deleted", 1.0)
+    assert shell.dispatcher.take_actions() == [Stop(environment, "deleted")]
+    shell.dispatcher.ready(environment.environment_id, 2.0)
+    shell.stopped(environment)
+    assert starts(shell) == []
+    assert list(shell.dispatcher.function_counts()) == []
+
+
 def test_a_prepared_environment_that_is_adopted_stays_prepared() -> None:
     """A scheduler that takes over makes none beside it."""
     shell, spec = Shell(nodes=0), make_spec(snap_start=True)

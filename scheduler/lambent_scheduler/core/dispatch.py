@@ -496,7 +496,7 @@ class Dispatcher(CallBook):
             self._fail_waiting(version, error)
         self._preparation.retire(version)
         self._scaler.demand_changed(version)
-        for environment in [*version.idle, *version.prepared]:
+        for environment in [*version.idle, *version.prepared, *self._fleet.starting_for_nobody(version)]:
             self._scaler.stop(environment, reason)
         self._fleet.forget_unused(version)
 

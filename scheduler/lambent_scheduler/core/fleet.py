@@ -62,6 +62,13 @@ class Fleet:
             function = self.functions[name] = FunctionState(*name, spec.partition, account)
         return function
 
+    def starting_for_nobody(self, version: VersionState) -> list[Environment]:
+        """Give what is being made of a version that no call waits for: an init may take minutes."""
+        if version.waiting or not version.starting:
+            return []
+        environments = self.environments.values()
+        return [one for one in environments if one.version is version and one.phase is Phase.STARTING]
+
     def forget_unused(self, version: VersionState) -> None:
         """Drop a version that has nothing and is to have nothing, and its function when that was deleted."""
         if version.environments or version.waiting or version.kept:

@@ -134,11 +134,11 @@ class Preparation:
         due, self._due = self._due, {}
         for version in due:
             self._top_up(version, now)
-        while (version := next(iter(self._lacking), None)) is not None and self._lacking[version] <= now:
-            del self._lacking[version]
-            self._top_up(version, now)
-            if version in self._lacking:
-                self._announce(version, NoCapacityError("no node has memory to spare for a prepared environment"))
+        while (lacking := next(iter(self._lacking), None)) is not None and self._lacking[lacking] <= now:
+            del self._lacking[lacking]
+            self._top_up(lacking, now)
+            if lacking in self._lacking:
+                self._announce(lacking, NoCapacityError("no node has memory to spare for a prepared environment"))
 
     def next_deadline(self) -> float | None:
         """Give the time at which `tick` has something to do; None when it has nothing."""
