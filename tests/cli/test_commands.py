@@ -52,6 +52,7 @@ def test_deploy_publishes_and_puts_an_alias_on_it(service: Service, lambent: Run
     assert lambent("deploy", "hello", str(code), "--alias", "live", "-o", "json").json()["version"] == "2"
     assert lambent("alias", "list", "hello").out.splitlines()[1].split("\t")[:4] == ["live", "2", "", "1"]
     assert [row["version"] for row in lambent("versions", "hello", "-o", "json").json()] == ["$LATEST", "1", "2"]
+    assert lambent("versions", "hello").out.splitlines()[2].split("\t")[:3] == ["1", "Active", ""]
     rolled = lambent("rollback", "hello")
     assert (rolled.code, rolled.out) == (0, "live points to version 1\n")
 

@@ -87,10 +87,11 @@ def versions(client: Client, out: Output, *, name: str) -> None:
         for version, weight in alias.additional_version_weights.items():
             aliases.setdefault(version, []).append(f"{alias.name} ({weight:.0%})")
     out.table(
-        ("VERSION", "ALIASES", "CODE", "SHA-256", "MODIFIED", "DESCRIPTION"),
+        ("VERSION", "STATE", "ALIASES", "CODE", "SHA-256", "MODIFIED", "DESCRIPTION"),
         (
             (
                 function.version,
+                function.state.value,
                 ", ".join(aliases.get(function.version, ())),
                 size(function.code_size_bytes),
                 function.code_sha256[:12],
