@@ -425,6 +425,7 @@ class World:
     current: str = ""
     generation: int = 0
     closes: int = 0
+    restored: set[int] = field(default_factory=set)
     frozen: bool = False
     outcomes: dict[str, list[str]] = field(default_factory=dict)
     opened_at: dict[str, float] = field(default_factory=dict)
@@ -464,7 +465,14 @@ class World:
             case Freeze() | Thaw():
                 assert self.frozen is isinstance(action, Thaw)
                 self.frozen = not self.frozen
+            case SendRestore():
+                assert self.alive
+                assert not self.frozen
+                assert self.generation not in self.restored
+                self.restored.add(self.generation)
+                self.hooks_run()
             case SendInvoke():
+                assert not self.env.facts.snap_start or self.generation in self.restored
                 assert self.alive
                 assert not self.sent
                 assert not self.frozen
@@ -487,6 +495,13 @@ class World:
         """Decide how the init goes."""
         if self.chance(0.7):
             self.after(self.random.choice([0.01, 0.5, 9.9, 10.0, 11.0]), RuntimeReady(), generation=self.generation)
+        if self.chance(0.3):
+            self.after(self.random.uniform(0, 12), RuntimeFailed(EXIT_3, 1), generation=self.generation)
+
+    def hooks_run(self) -> None:
+        """Decide how the restore goes."""
+        if self.chance(0.7):
+            self.after(self.random.choice([0.0, 0.5, 3.0, 11.0]), RuntimeRestored(), generation=self.generation)
         if self.chance(0.3):
             self.after(self.random.uniform(0, 12), RuntimeFailed(EXIT_3, 1), generation=self.generation)
 
@@ -532,10 +547,12 @@ class World:
             self.feed(event)
 
 
+@pytest.mark.parametrize("snap_start", [False, True])
 @pytest.mark.parametrize("seed", range(400))
-def test_every_invocation_is_answered_once_and_the_environment_ends(seed: int) -> None:
+def test_every_invocation_is_answered_once_and_the_environment_ends(seed: int, snap_start: bool) -> None:
     """Whatever a runtime does, no caller waits for ever, none gets two answers, and the memory comes back."""
-    world = World(seed)
+    facts = Facts("1", 128, "INIT_START", snap_start=snap_start, restore_start_line="RESTORE_START")
+    world = World(seed, env=Environment(facts))
     world.run()
     assert world.env.phase is Phase.SHUTDOWN
     assert world.closes == 1
