@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import sys
 from typing import Any
 
@@ -30,7 +29,6 @@ def run_after_restore() -> None:
     Raises:
         FaultError: One raised.
     """
-    random.seed()  # as after any start: what init drew, or seeded, says nothing of what comes
     for hook in _registered("get_after_restore"):
         _run(hook, "Runtime.AfterRestoreError")
 
