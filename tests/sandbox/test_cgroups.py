@@ -6,12 +6,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from lambent_node_agent.cgroups import CgroupError, Tree, parse_layout, read_layout
+from lambent_node_agent.cgroups import CgroupError, Group, Tree, parse_layout, read_layout
 from lambent_node_agent.cgroups.controllers import CPU_PERIOD_US, MemoryV2, quota_us
+from lambent_node_agent.cgroups.layout import Hierarchy
 
 V1_MOUNTS = """\
 27 1 254:0 / / rw - ext4 /dev/vda rw
@@ -191,3 +193,38 @@ def test_version_2_memory_without_a_new_peak_is_not_used_again(tmp_path: Path) -
     memory.limit(1 << 20)
     assert (tmp_path / "memory.max").read_text() == "1048576"
     memory.close()
+
+
+def unified_group(directory: Path) -> Group:
+    """A group of version 2 whose control files are plain files, so that it is never empty and cannot be removed."""
+    for name, text in {"memory.max": "", "memory.current": "4096\n", "memory.events": "oom_kill 0\n"}.items():
+        (directory / name).write_text(text)
+    hierarchy = Hierarchy(directory, directory, True, frozenset({"memory"}))
+    with ThreadPoolExecutor(1) as freezing:
+        return Group({hierarchy: directory}, freezing)
+
+
+def test_a_group_that_could_not_be_removed_is_not_used_again(tmp_path: Path) -> None:
+    """It has closed what it needs for its limits."""
+    group = unified_group(tmp_path)
+    assert not group.reusable
+    with pytest.raises(CgroupError, match="removal"):
+        group.remove()
+    assert not group.reusable
+
+
+def test_memory_is_taken_back_while_the_group_is_removed(tmp_path: Path) -> None:
+    """By another thread: the environment has just been stopped."""
+    group = unified_group(tmp_path)
+    current = tmp_path / "memory.current"
+    current.unlink()
+    os.mkfifo(current)
+    with ThreadPoolExecutor(1) as threads:
+        reclaiming = threads.submit(group.reclaim_memory, 1 << 20)
+        with current.open("w") as read_by_the_thread:
+            with pytest.raises(CgroupError):
+                group.remove()
+            (tmp_path / "later").write_text("1024\n")
+            (tmp_path / "later").rename(current)
+            read_by_the_thread.write("4096\n")
+        assert reclaiming.result(10) == 3072

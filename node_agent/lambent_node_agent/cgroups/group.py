@@ -26,6 +26,9 @@ class Group:
     Args:
         directories: The group's directory in each hierarchy, already made.
         freezing: Runs what freezes and thaws, in the order of the requests.
+
+    Attributes:
+        reusable: Whether `reset` makes it as good as new; on older version 2 kernels a peak cannot be started again.
     """
 
     def __init__(self, directories: dict[Hierarchy, Path], freezing: Executor) -> None:
@@ -45,11 +48,7 @@ class Group:
                 self._pids = directory / "pids.max"
             if FREEZER in hierarchy.controllers:
                 self._freezer = FreezerV2(directory) if hierarchy.unified else FreezerV1(directory)
-
-    @property
-    def reusable(self) -> bool:
-        """Whether `reset` makes it as good as new; on older version 2 kernels a peak cannot be started again."""
-        return self._memory is None or self._memory.reusable
+        self.reusable = self._memory is None or self._memory.reusable
 
     def open_entrances(self) -> list[int]:
         """Open the file of each hierarchy through which a process of one thread enters by writing `0`; caller closes.
@@ -126,11 +125,12 @@ class Group:
         Returns:
             By how many bytes less is in use; 0 when nothing can be taken.
         """
-        if self._memory is None:
+        memory = self._memory  # another thread may remove the group meanwhile
+        if memory is None:
             return 0
-        before = self._memory.used_bytes()
-        self._memory.reclaim(limit_bytes)
-        return max(0, before - self._memory.used_bytes())
+        before = memory.used_bytes()
+        memory.reclaim(limit_bytes)
+        return max(0, before - memory.used_bytes())
 
     def reset(self) -> None:
         """Make the empty group as new: no limits, no cached pages, a new peak.
