@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import errno
 import os
 import shutil
 import subprocess
@@ -15,8 +16,8 @@ from pathlib import Path
 import pytest
 from tests.sandbox_harness import OWN_RUNTIME, Lab, config, lab, pool_of, require_disk
 
-from lambent_node_agent.sandbox import SandboxHost
-from lambent_node_agent.sandbox.ephemeral_storage import DEFAULT_SIZE_MIB, ImageStorage, Volume
+from lambent_node_agent.sandbox import SandboxError, SandboxHost
+from lambent_node_agent.sandbox.ephemeral_storage import DEFAULT_SIZE_MIB, ImageStorage, Volume, btrfs, image
 from lambent_runtime import linux
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -363,3 +364,35 @@ async def test_a_machine_without_it_is_refused_unless_allowed_by_name(mount_name
     assert "--allow-missing disk" in refused.stderr
     assert "['ENOSPC', 20]" in allowed.stdout, allowed.stderr
     assert "missing=disk" in allowed.stdout
+
+
+async def test_a_volume_that_could_not_be_made_can_be_made_later(
+    mount_namespace: None, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The subvolume was there already: its slot must not stumble over it for ever."""
+    with volume(place / "storage") as (tmp, made):
+        made.remove()
+        with monkeypatch.context() as patch:
+            patch.setattr(image, "DIRECTORY_MODE", -1 << 64)
+            with pytest.raises(OverflowError):
+                made.make()
+        made.remove()
+        made.make()
+        assert os.listdir(tmp) == []
+
+
+async def test_an_image_that_could_not_be_prepared_is_gone(
+    mount_namespace: None, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a full disk each start tries again."""
+
+    def refuse(fs_fd: int, number: int, size_mib: int) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(btrfs, "make_group", refuse)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(SandboxError, match="No space left"):
+        ImageStorage(place, 256)
+    assert len(os.listdir("/proc/self/fd")) == before
+    async with asyncio.timeout(10):
+        await until(lambda: not loop_files(place))

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import threading
 from collections import deque
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -173,14 +173,14 @@ class _Image:
             linux.mount(device.path, str(self._mount_point), "btrfs", flags, _MOUNT_OPTIONS)
         finally:
             os.close(device.fd)
-        try:
+        with ExitStack() as made:
+            made.callback(linux.umount, str(self._mount_point))
             self._mount_point.chmod(0o700)
             self._fd = os.open(self._mount_point, _DIRECTORY)
+            made.callback(os.close, self._fd)
             btrfs.enable_quota(self._fd)
             self._group = btrfs.make_group(self._fd, _TOTAL, capacity_mib)
-        except BaseException:
-            linux.umount(str(self._mount_point))
-            raise
+            made.pop_all()
         if not device.direct:
             log.warning("ephemeral_storage_without_direct_io", help="what /tmp holds is cached twice")
 
@@ -199,7 +199,11 @@ class _Image:
                 os.mkdir(name, dir_fd=self._fd)
             with _opened(name, self._fd) as parent_fd:
                 btrfs.create_subvolume(parent_fd, _VOLUME_NAME, DEFAULT_SIZE_MIB, self._group)
-                os.chmod(_VOLUME_NAME, DIRECTORY_MODE, dir_fd=parent_fd)
+                try:
+                    os.chmod(_VOLUME_NAME, DIRECTORY_MODE, dir_fd=parent_fd)
+                except BaseException:
+                    btrfs.destroy_subvolume(parent_fd, _VOLUME_NAME)  # or there could never be another one
+                    raise
         except BaseException:
             self._let_go()
             raise
