@@ -257,6 +257,19 @@ async def test_a_batch_that_cannot_be_published_is_counted_by_its_lines() -> Non
     assert drops.take() == (3, 42)
 
 
+async def test_what_was_lost_last_is_told_when_the_log_is_closed() -> None:
+    """No line may follow: an environment that has ended says nothing more."""
+    sink = Sink()
+    log = make(sink)
+    log.output(b"lost\n")
+    sink.full = True
+    log.flush()
+    sink.full = False
+    log.close()
+    [line] = sink.messages()
+    assert json.loads(line)["record"]["droppedRecords"] == 1
+
+
 def test_the_budget_refills_with_time() -> None:
     """A burst is forgiven after a while."""
     budget = IngestBudget(rate_bytes_per_s=10, burst_bytes=100)

@@ -156,14 +156,18 @@ class EnvironmentLog:
         """Hand over everything that waits."""
         self.end_output()
         self.flush()
+        if self._drops.events:  # no line follows that would bring it along
+            self._hand_over()
 
     def flush(self) -> None:
         """Hand the waiting lines to the publisher now."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if not self._entries:
-            return
+        if self._entries:
+            self._hand_over()
+
+    def _hand_over(self) -> None:
         entries, self._entries, self._size_bytes = self._entries, [], 0
         dropped_events, dropped_bytes = self._drops.take()
         payload = self._encode(entries, dropped_events, dropped_bytes)
@@ -197,7 +201,7 @@ class EnvironmentLog:
 
     def _encode(self, entries: list[_Entry], dropped_events: int, dropped_bytes: int) -> bytes:
         if dropped_events:
-            first_ns = entries[0].time_ns
+            first_ns = entries[0].time_ns if entries else time.time_ns()
             entries = [_Entry(first_ns, _dropped_line(first_ns, dropped_events, dropped_bytes), 1), *entries]
         batch = log_pb2.LogBatch(log_stream=self.stream_name, node_id=self._node_id)
         for entry in entries:
