@@ -49,8 +49,8 @@ def _statistics() -> str:
     try:
         os.dup2(file, 2)
         sys._debugmallocstats()  # noqa: SLF001 - the documented way to see it
-        os.dup2(error, 2)
         return os.pread(file, _MAX_TEXT_BYTES, 0).decode()
     finally:
+        os.dup2(error, 2)
         os.close(file)
         os.close(error)
