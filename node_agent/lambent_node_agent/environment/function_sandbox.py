@@ -86,6 +86,11 @@ class FunctionSandbox:
         assert self._sandbox is not None
         return await self._sandbox.start_runtime(self._order.handler, variables)
 
+    def end_start(self) -> None:
+        """Say that init is over. See `Sandbox.end_start`."""
+        if self._sandbox is not None:
+            self._sandbox.end_start()
+
     async def kill_runtime(self) -> None:
         """Kill every process but the first. Raises as `Sandbox.kill_runtime`."""
         assert self._sandbox is not None

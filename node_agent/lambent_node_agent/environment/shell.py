@@ -417,6 +417,7 @@ class EnvironmentShell:
     def frame_received(self, kind: int, body: bytes) -> None:
         """Pass an answer on to the machine. Called by the link."""
         if kind == Kind.READY:
+            self._sandbox.end_start()
             self._drain_log()
             self.feed(model.RuntimeReady(decode_ready(body)))
         elif kind == Kind.RESTORED:

@@ -102,7 +102,7 @@ class Sandbox:
 
     Attributes:
         runtime: Name of the runtime it can start.
-        started: Set when init of the first runtime is over, well or not, so that others may have its CPU.
+        started: Set when init of its first runtime is over, well or not, so that others may have its CPU.
         exited: Set when the reaper, and so everything in the sandbox, has ended. `close` is still due.
         out_of_memory: The kernel killed its runtime process for want of memory, and with it the reaper; known once it
             has `exited`.
@@ -240,6 +240,11 @@ class Sandbox:
         messages.send(self._control, order, descriptors)
         self._generation += 1  # the reaper counts as well
 
+    def end_start(self) -> None:
+        """Say that init is over: its runtime has said READY. Its first invocation and its end tell that as well."""
+        if not self.started.done():
+            self.started.set_result(None)
+
     async def kill_runtime(self) -> None:
         """Kill every process but the reaper and wait until they are gone; the sandbox and `/tmp` stay.
 
@@ -249,6 +254,7 @@ class Sandbox:
             SandboxError: The sandbox has ended, a process would not die, or the kernel refused.
         """
         self._require_life()
+        self.end_start()
         if self._killed is None:
             if self._cpu_limited:
                 self._set_cpu_quota(None)
@@ -272,7 +278,7 @@ class Sandbox:
         Raises:
             SandboxError: The kernel refused.
         """
-        self._start_over()
+        self.end_start()
         self._set_cpu_quota(self._cpu_millis)
         self._cpu_limited = True
 
@@ -296,8 +302,8 @@ class Sandbox:
         await self._order(self._slot.group.freeze())
 
     async def thaw(self) -> None:
-        """Let the processes run again. Raises as `freeze`, but not when the sandbox is being closed."""
-        if self._closing is None:
+        """Let the processes run again, if they do not. Raises as `freeze`, but not when the sandbox is being closed."""
+        if self._was_frozen and self._closing is None:
             await self._order(self._slot.group.thaw())
 
     @staticmethod
@@ -388,10 +394,6 @@ class Sandbox:
                 self._killed.set_result(None)
                 self._killed = None
 
-    def _start_over(self) -> None:
-        if not self.started.done():
-            self.started.set_result(None)
-
     def _settle(self, status: int) -> None:
         """The runtime process has ended."""
         if self._waiting is not None:
@@ -410,7 +412,7 @@ class Sandbox:
         self._loop.remove_reader(self._control.fileno())
         os.close(self._process_fd)
         self._control.close()
-        self._start_over()
+        self.end_start()
         self.exited.set_result(None)
         error = SandboxError("the sandbox has ended")
         if not self._ready.done():
