@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.sandbox_harness import Lab, config, processes_of, require_disk
+from tests.sandbox_harness import Lab, config, lab, processes_of, require_disk, zygote_of
 
 from lambent_node_agent.cgroups import CgroupError, Group, Layout, Tree, read_layout
 from lambent_node_agent.cgroups.layout import FREEZER, Hierarchy
@@ -260,3 +260,13 @@ async def test_memory_is_taken_back_from_a_frozen_function(world: Lab) -> None:
             assert took >= 40 << 20
             await sandbox.thaw()
             assert await function.invoke()
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_frozen_sandboxes_end_with_their_zygote(mount_namespace: None, place: Path) -> None:
+    """On version 1 they would look alive until the next call, which would be lost."""
+    async with asyncio.timeout(30), lab(place, "zygote-frozen") as made, made.function(SPINNER) as function:
+        await function.sandbox.freeze()
+        wait_until(function.sandbox._slot.group.is_frozen)
+        zygote_of(made.host)._process.kill()
+        await function.sandbox.exited

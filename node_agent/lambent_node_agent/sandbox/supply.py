@@ -224,7 +224,7 @@ class Supply:
                 user_namespace=self._user_namespace,
                 confined=self._confined,
             )
-            self._zygote.exited.add_done_callback(self._lost)
+            self._zygote.exited.add_done_callback(self._zygote_ended)
             return self._zygote
 
     # What the task in the background does
@@ -237,6 +237,12 @@ class Supply:
         """The zygote or a sandbox of the pool has ended."""
         self._delay_s = LOSS_DELAY_S
         self._want()
+
+    def _zygote_ended(self, exited: asyncio.Future[None]) -> None:
+        self._lost(exited)
+        for sandbox in self._live:
+            # It was killed with the zygote. On version 1 it dies of it when it thaws, and not with the next call.
+            self._spawn(sandbox.thaw())
 
     async def _keep(self) -> None:
         retry_s: float | None = None
