@@ -217,7 +217,7 @@ async def test_a_burst_leaves_a_pool_for_the_next_one(mount_namespace: None, pla
         await host.wait_until_filled()
         burst = await asyncio.gather(*(host.create(OWN_RUNTIME) for _ in range(12)))
         for sandbox in burst:
-            sandbox.limit_cpu()  # as when its function has started
+            sandbox.end_start()  # as when its function has said READY
         await host.wait_until_filled()
         assert host.ready_made(OWN_RUNTIME) >= 12
         waiting = host._supplies[OWN_RUNTIME]._pool.copy()
@@ -255,3 +255,20 @@ async def test_a_start_that_forks_goes_before_the_pool(mount_namespace: None, pl
         await made.host.wait_until_filled()
         assert made.host.ready_made(OWN_RUNTIME) == 2
         await asyncio.gather(*(sandbox.close() for sandbox in taken))
+
+
+async def test_a_slot_that_cannot_be_cleaned_is_no_matter_of_others(mount_namespace: None, place: Path) -> None:
+    """It is tried again whenever another one is given back, whose sandbox is closed all the same."""
+    async with asyncio.timeout(30), lab(place, "soiled") as made:
+        slots = made.host._supplies[OWN_RUNTIME]._slots
+        soiled = await slots.take()
+        soiled._has_code = True  # a mount that does not go
+        with pytest.raises(SandboxError, match="cleaning of slot 0"):
+            await slots.give_back(soiled)
+        with structlog.testing.capture_logs() as logs:
+            await (await made.host.create(OWN_RUNTIME)).close()
+        assert [entry["event"] for entry in logs] == ["slot_not_clean"]
+        assert soiled not in slots._free
+        soiled._has_code = False
+        await (await made.host.create(OWN_RUNTIME)).close()
+        assert soiled in slots._free

@@ -7,6 +7,8 @@ import contextlib
 import time
 from typing import TYPE_CHECKING
 
+import structlog
+
 from lambent_node_agent.cgroups import CgroupError
 from lambent_node_agent.network import NetworkError
 
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
     from .ephemeral_storage import Storage, Volume
     from .uid_range import SandboxUid, UidRange
+
+log = structlog.get_logger(__name__)
 
 MAX_PROCESSES = 1024
 """AWS Lambda quotas: processes and threads of an execution environment."""
@@ -214,7 +218,11 @@ class SlotTable:
         """
         await asyncio.to_thread(self._clean, slot)
         if self._soiled:
-            await asyncio.to_thread(self._clean, self._soiled.pop())
+            another = self._soiled.pop()
+            try:
+                await asyncio.to_thread(self._clean, another)
+            except SandboxError as error:  # no matter of whose slot is clean
+                log.warning("slot_not_clean", error=str(error))
 
     def _clean(self, slot: Slot) -> None:
         try:
