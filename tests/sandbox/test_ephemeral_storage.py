@@ -394,5 +394,6 @@ async def test_an_image_that_could_not_be_prepared_is_gone(
     with pytest.raises(SandboxError, match="No space left"):
         ImageStorage(place, 256)
     assert len(os.listdir("/proc/self/fd")) == before
+    assert os.listdir(place) == []
     async with asyncio.timeout(10):
         await until(lambda: not loop_files(place))

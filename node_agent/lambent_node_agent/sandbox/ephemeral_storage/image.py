@@ -85,7 +85,12 @@ class ImageStorage:
         self._generations = 0
         for left in directory.glob(f"{_NAME}-*"):
             left.unlink()  # of an agent that was killed a moment before it would have done so
-        self._image = self._make_image()
+        try:
+            self._image = self._make_image()
+        except SandboxError:
+            with suppress(FileNotFoundError):
+                (directory / _NAME).rmdir()  # the agent may go on without it, and is to leave nothing
+            raise
 
     def volume(self, index: int, place: Path) -> ImageVolume:
         """See `Storage`."""
