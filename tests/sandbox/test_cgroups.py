@@ -13,7 +13,7 @@ import pytest
 
 from lambent_node_agent.cgroups import CgroupError, Group, Tree, parse_layout, read_layout
 from lambent_node_agent.cgroups.controllers import CPU_PERIOD_US, MemoryV2, quota_us
-from lambent_node_agent.cgroups.layout import Hierarchy
+from lambent_node_agent.cgroups.layout import FREEZER, Hierarchy
 
 V1_MOUNTS = """\
 27 1 254:0 / / rw - ext4 /dev/vda rw
@@ -195,13 +195,21 @@ def test_version_2_memory_without_a_new_peak_is_not_used_again(tmp_path: Path) -
     memory.close()
 
 
-def unified_group(directory: Path) -> Group:
+def unified_group(directory: Path, *controllers: str) -> Group:
     """A group of version 2 whose control files are plain files, so that it is never empty and cannot be removed."""
     for name, text in {"memory.max": "", "memory.current": "4096\n", "memory.events": "oom_kill 0\n"}.items():
         (directory / name).write_text(text)
-    hierarchy = Hierarchy(directory, directory, True, frozenset({"memory"}))
+    hierarchy = Hierarchy(directory, directory, True, frozenset({"memory", *controllers}))
     with ThreadPoolExecutor(1) as freezing:
         return Group({hierarchy: directory}, freezing)
+
+
+def test_a_group_that_cannot_be_opened_keeps_nothing_open(tmp_path: Path) -> None:
+    """When descriptors run out, each attempt would take some of those that come free."""
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(CgroupError, match=r"cgroup\.freeze"):
+        unified_group(tmp_path, FREEZER)
+    assert os.listdir("/proc/self/fd") == before
 
 
 def test_a_group_that_could_not_be_removed_is_not_used_again(tmp_path: Path) -> None:

@@ -29,6 +29,9 @@ class Group:
 
     Attributes:
         reusable: Whether `reset` makes it as good as new; on older version 2 kernels a peak cannot be started again.
+
+    Raises:
+        CgroupError: A control file is not there, or cannot be opened.
     """
 
     def __init__(self, directories: dict[Hierarchy, Path], freezing: Executor) -> None:
@@ -39,7 +42,15 @@ class Group:
         self._freezer: Freezer | None = None
         self._freezing = freezing
         self._oom_baseline = 0
-        for hierarchy, directory in directories.items():
+        try:
+            self._open()
+        except CgroupError:
+            self._close()
+            raise
+        self.reusable = self._memory is None or self._memory.reusable
+
+    def _open(self) -> None:
+        for hierarchy, directory in self._directories.items():
             if "memory" in hierarchy.controllers:
                 self._memory = MemoryV2(directory) if hierarchy.unified else MemoryV1(directory)
             if "cpu" in hierarchy.controllers:
@@ -48,7 +59,14 @@ class Group:
                 self._pids = directory / "pids.max"
             if FREEZER in hierarchy.controllers:
                 self._freezer = FreezerV2(directory) if hierarchy.unified else FreezerV1(directory)
-        self.reusable = self._memory is None or self._memory.reusable
+
+    def _close(self) -> None:
+        if self._memory is not None:
+            self._memory.close()
+            self._memory = None
+        if self._freezer is not None:
+            self._freezer.close()
+            self._freezer = None
 
     def open_entrances(self) -> list[int]:
         """Open the file of each hierarchy through which a process of one thread enters by writing `0`; caller closes.
@@ -148,12 +166,7 @@ class Group:
         Raises:
             CgroupError: There are processes in it.
         """
-        if self._memory is not None:
-            self._memory.close()
-            self._memory = None
-        if self._freezer is not None:
-            self._freezer.close()
-            self._freezer = None
+        self._close()
         for directory in self._directories.values():
             try:
                 directory.rmdir()
