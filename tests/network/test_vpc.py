@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import AsyncIterator
 
 import pytest
@@ -118,3 +120,31 @@ async def test_functions_that_choose_alike_share_their_rules(agent: Lab, world: 
         assert await evaluate(agent, chosen, "tcp('10.20.30.1')") == f"world {HOST_PUBLIC}"
         counts.append(rules.run("list ruleset").count("chain vpc_"))
     assert counts[0] == counts[1]
+
+
+async def test_a_start_that_is_cancelled_gives_nobody_its_network(agent: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its rules are made all the same, in a thread; meanwhile those of another combination are asked for."""
+    router = router_of(agent)
+    run, begun, go_on = router._rules.run, threading.Event(), threading.Event()
+
+    def run_slowly(commands: str) -> str:
+        if not begun.is_set():
+            begun.set()
+            go_on.wait()
+        return run(commands)
+
+    monkeypatch.setattr(router._rules, "run", run_slowly)
+    first, second = choice("lan data all", "web other"), choice("all data", "datagrams other")
+    attachments = [router.attach(position) for position in (4000, 4001)]
+    cancelled = asyncio.create_task(attachments[0].connect(first))
+    await asyncio.to_thread(begun.wait)
+    cancelled.cancel()
+    await asyncio.wait([cancelled])
+    connecting = asyncio.create_task(attachments[1].connect(second))
+    await asyncio.wait([connecting], timeout=0.2)  # as long as it must not take: it waits for the first
+    go_on.set()
+    await connecting
+    assert cancelled.cancelled()
+    assert len({router._groups[first], router._groups[second]}) == 2
+    for attachment in attachments:
+        attachment.close()

@@ -21,6 +21,7 @@ import itertools
 import os
 import socket
 import sys
+import threading
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -133,7 +134,7 @@ class Router:
         self._lock_dir = lock_dir
         self._indexes = itertools.count(_FIRST_INDEX)
         self._groups: dict[NetworkChoice, int] = {}
-        self._making_group = asyncio.Lock()
+        self._making_group = threading.Lock()
         self._resources = contextlib.ExitStack()
 
     def open(self) -> None:
@@ -213,8 +214,7 @@ class Router:
         """Let the packets of an interface go where a choice says. Raises as `Attachment.connect`."""
         group = EGRESS_GROUP if choice.mode is Mode.EGRESS else self._groups.get(choice)
         if group is None:
-            async with self._making_group:
-                group = await asyncio.to_thread(self._group_of, choice)
+            group = await asyncio.to_thread(self._group_of, choice)
         self._on_path.send(rtnetlink.set_group(index, group))
 
     def dismiss(self, index: int, address: IPv4Address) -> None:
@@ -227,16 +227,17 @@ class Router:
         self._connections.forget(mark_of(address))
 
     def _group_of(self, choice: NetworkChoice) -> int:
-        if choice in self._groups:
-            return self._groups[choice]
-        if missing := self._named.missing(choice):
-            raise NetworkError(f"this node has no subnet or security group {', '.join(missing)}")
-        if len(self._groups) == _MAX_VPC_GROUPS:
-            raise NetworkError(f"this node has {_MAX_VPC_GROUPS} combinations of subnets and security groups")
-        group = FIRST_VPC_GROUP + len(self._groups)
-        self._rules.run(vpc_rules(group, choice, self._named))
-        self._groups[choice] = group
-        return group
+        with self._making_group:  # held by the thread, which goes on when whoever waits for it is cancelled
+            if choice in self._groups:
+                return self._groups[choice]
+            if missing := self._named.missing(choice):
+                raise NetworkError(f"this node has no subnet or security group {', '.join(missing)}")
+            if len(self._groups) == _MAX_VPC_GROUPS:
+                raise NetworkError(f"this node has {_MAX_VPC_GROUPS} combinations of subnets and security groups")
+            group = FIRST_VPC_GROUP + len(self._groups)
+            self._rules.run(vpc_rules(group, choice, self._named))
+            self._groups[choice] = group
+            return group
 
     def _make_namespace(self) -> None:
         self._namespace = make_namespace()
