@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,10 +16,11 @@ from tests.network.links import Links
 from tests.network.world import SERVER, World
 from tests.sandbox_harness import lab
 
-from lambent_node_agent.network import EGRESS, NetworkSettings, Router
+from lambent_node_agent.network import EGRESS, NetworkError, NetworkSettings, Router
 from lambent_node_agent.sandbox import SandboxConfig, SandboxError, SandboxHost
 
 FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
+INTERFACES = Path("/proc/sys/net/ipv4/conf")
 
 
 @pytest.fixture
@@ -44,6 +46,38 @@ def test_an_agent_that_stops_leaves_the_host_as_it_was(namespaces: World, host_l
     second.close()
     assert FORWARDING.read_text() == "0\n"
     assert namespaces.rules() == before
+    host_links.wait_until({"lo", "wan0", "lan0"})
+
+
+def test_settings_that_forwarding_overwrites_are_put_back(namespaces: World, place: Path) -> None:
+    """The kernel lets a host that stops to forward take redirects, and forgets which interfaces forwarded alone."""
+    redirects, lan = INTERFACES / "all/accept_redirects", INTERFACES / "lan0/forwarding"
+    before = redirects.read_text()
+    redirects.write_text("0")
+    lan.write_text("1")
+    assert FORWARDING.read_text() == "0\n"
+    first, second = (Router(number, NetworkSettings(), place) for number in (204, 205))
+    first.open()
+    second.open()
+    first.close()
+    second.close()
+    assert (FORWARDING.read_text(), redirects.read_text(), lan.read_text()) == ("0\n", "0\n", "1\n")
+    assert not (place / "forwarding").exists()
+    redirects.write_text(before)
+    lan.write_text("0")
+
+
+def test_an_agent_of_a_number_in_use_is_refused(
+    namespaces: World, host_links: Links, place: Path, tmp_path: Path
+) -> None:
+    """As with two agents that agree on nothing, in containers on the host's network: the first keeps its link."""
+    first, second = (Router(206, NetworkSettings(), lock_dir) for lock_dir in (place, tmp_path))
+    first.open()
+    link, rules = socket.if_nametoindex("lmb206"), namespaces.rules()
+    with pytest.raises(NetworkError, match="nftables: "):
+        second.open()
+    assert (socket.if_nametoindex("lmb206"), namespaces.rules()) == (link, rules)
+    first.close()
     host_links.wait_until({"lo", "wan0", "lan0"})
 
 
@@ -127,3 +161,25 @@ async def test_the_operator_can_accept_functions_without_a_network(
 
 def _accepting(directory: Path, owner: str, pool_size: int) -> SandboxConfig:
     return SandboxConfig(directory, owner, pool_size, allow_missing=frozenset({"network"}))
+
+
+def slots_in(place: Path) -> list[Path]:
+    """Directories of slots in a place of the tests."""
+    return list(place.glob("**/slots"))
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_files_go_also_when_connections_cannot_be_forgotten(
+    servers: World, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They go with the router; the slots' directories would stay, and keep the agent from its end."""
+
+    def refuse(_router: Router, _index: int, _address: object) -> None:
+        raise NetworkError("refused")
+
+    async with lab(place, "unforgotten") as made:
+        async with made.function(CLIENT, network=EGRESS):
+            pass
+        assert slots_in(place) != []
+        monkeypatch.setattr(Router, "dismiss", refuse)
+    assert slots_in(place) == []

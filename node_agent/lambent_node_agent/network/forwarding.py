@@ -20,13 +20,17 @@ if TYPE_CHECKING:
     from .nftables import Nftables
 
 _FORWARD: Final = SYSCTLS / "ipv4/ip_forward"
+_INTERFACES: Final = SYSCTLS / "ipv4/conf"
+_REDIRECTS: Final = _INTERFACES / "all/accept_redirects"
+_FOUND: Final = "forwarding"
+"""File of the settings that the kernel changes together with forwarding: what they were, one a line."""
 _LINK: Final = re.compile(rf"{LINK_PREFIX}\d+")
 
 
 def start_forwarding(nftables: Nftables, lock_dir: Path) -> None:
     """Have this thread's namespace forward packets: for us alone, if it has not forwarded any before.
 
-    The rules that see to that stay when the agent is killed, as the forwarding does.
+    The rules that see to that stay when the agent is killed, as the forwarding does, and what is to be put back.
 
     Args:
         nftables: Of that namespace.
@@ -37,6 +41,7 @@ def start_forwarding(nftables: Nftables, lock_dir: Path) -> None:
     """
     with _one_at_a_time(lock_dir):
         if _FORWARD.read_text().strip() == "0":
+            (lock_dir / _FOUND).write_text(_settings())
             nftables.run(guard_rules())  # first: not for a moment is the host an open router
             _FORWARD.write_text("1")
 
@@ -52,7 +57,24 @@ def stop_forwarding(nftables: Nftables, lock_dir: Path) -> None:
             return
         if f"table ip {GUARD_TABLE}\n" in nftables.run("list tables"):
             _FORWARD.write_text("0")
+            with contextlib.suppress(FileNotFoundError):  # somebody has tidied up there
+                _put_back((lock_dir / _FOUND).read_text())
+                (lock_dir / _FOUND).unlink()
             nftables.run(f"delete table ip {GUARD_TABLE}")
+
+
+def _settings() -> str:
+    """Tell what a change of `ip_forward` overwrites: redirects, and forwarding of single interfaces that is on."""
+    forwarding = (path for path in _INTERFACES.glob("*/forwarding") if path.read_text().strip() == "1")
+    return "".join(
+        f"{path.relative_to(_INTERFACES)} {path.read_text().strip()}\n" for path in (_REDIRECTS, *forwarding)
+    )
+
+
+def _put_back(settings: str) -> None:
+    for name, value in map(str.split, settings.splitlines()):
+        with contextlib.suppress(FileNotFoundError):  # of an interface that has gone
+            (_INTERFACES / name).write_text(value)
 
 
 @contextlib.contextmanager

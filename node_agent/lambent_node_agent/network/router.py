@@ -147,8 +147,9 @@ class Router:
             try:
                 self._make_namespace()
                 host = self._open_host_rules()
-                self._link_to_host()
+                # Before the link: the table of a living agent of this number refuses this one, and keeps its link.
                 host.run(host_rules(self._table, self._link, self._router_address))
+                self._link_to_host()
                 rules = router_rules(self._environments, self._denied, neighbours(), _half_of_all_connections())
                 self._rules.run(rules)
                 start_forwarding(host, self._lock_dir)

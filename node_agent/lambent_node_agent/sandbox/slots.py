@@ -135,11 +135,11 @@ class Slot:
             CgroupError: There are processes in its groups after some seconds.
             NetworkError: Its connections cannot be forgotten.
         """
-        self.network.close()
         if self._directory.exists():
             self.clear()
             mounts.unmount(self._directory)
             self._directory.rmdir()
+        self.network.close()  # after the files: the router and what it remembers go with the agent, directories do not
         deadline = time.monotonic() + _REMOVE_TIMEOUT_S
         while True:
             try:
