@@ -58,6 +58,7 @@ DENIED = {
     "metadata of a cloud": "169.254.169.254",
     "credentials of containers": "169.254.170.2",
     "metadata of another cloud": "100.100.100.200",
+    "settings of a third cloud's machines": "168.63.129.16",
     "private: 10": "10.1.2.3",
     "private: 172.16": "172.31.0.1",
     "private: 192.168": "192.168.0.1",

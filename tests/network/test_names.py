@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from tests.network.world import SERVER, World
 from tests.sandbox_harness import Lab, lab
 
 from lambent_node_agent.network import EGRESS, NO_NETWORK, NetworkSettings
+from lambent_node_agent.network.names import NameRelay
+from lambent_node_agent.network.namespaces import entered
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -106,15 +109,68 @@ async def test_a_flood_of_questions_is_cut(agent: Lab, servers_of_names: tuple[N
 
 
 async def test_what_is_no_question_is_not_relayed(agent: Lab, servers_of_names: tuple[NameServer, NameServer]) -> None:
-    """The host's name server sees well-sized queries alone."""
+    """The host's name server sees well-sized queries alone, and nothing that would change what it says."""
     before = len(servers_of_names[0].asked)
-    noise = ["b''", "b'x' * 11", "b'ab\\x81' + bytes(30)", "bytes(5000)"]
+    update = r"b'ab\x28\0\0\1\0\0\0\0\0\0\6update\0\0\6\0\1'"
+    noise = ["b''", "b'x' * 11", "b'ab\\x81' + bytes(30)", "bytes(5000)", update]
     send = "; ".join(f"u.sendto({one}, ('169.254.169.253', 53))" for one in noise)
     source = CLIENT + f"\ndef noise():\n    u = socket.socket(2, 2)\n    {send}\n    u.close()\n"
     async with agent.function(source, network=EGRESS) as function:
         await function.invoke("noise()")
         assert await function.invoke("socket.gethostbyname('only.example.com')") == SERVER
     assert {name for _protocol, name in servers_of_names[0].asked[before:]} == {"only.example.com"}
+
+
+@pytest.fixture
+def late_server(servers: World, agent: Lab, resolv_conf: Path) -> Iterator[socket.socket]:
+    """The host's only name server: answers when the test does."""
+    known, before = router_of(agent)._names._servers, resolv_conf.read_text()
+    resolv_conf.write_text("nameserver 127.0.0.98\n")
+    known._looked_at -= 1  # a second passes
+    with entered(servers.host), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as made:
+        made.bind(("127.0.0.98", 53))
+        made.setblocking(False)
+        yield made
+    resolv_conf.write_text(before)
+    known._looked_at -= 1
+
+
+async def test_an_answer_that_comes_late_finds_nobody(agent: Lab, late_server: socket.socket) -> None:
+    """The next environment with that address hears nothing of what the one before has asked."""
+    loop = asyncio.get_running_loop()
+    begin = "globals().update(u=socket.socket(2, 2)) or u.bind(('', 7777))"
+    ask = (
+        "u.sendto(b'{0}\\1' + bytes((0, 0, 1, 0, 0, 0, 0, 0, 0)) + b'\\4late\\0\\0\\1\\0\\1', ('169.254.169.253', 53))"
+    )
+    askers = []
+    for number in ("ab", "cd"):
+        async with agent.sandbox(CLIENT, network=EGRESS) as sandbox, agent.start(sandbox) as function:
+            await function.frame()
+            await function.invoke(begin)
+            await function.invoke(ask.format(number))
+            query, asker = await loop.sock_recvfrom(late_server, 512)
+            askers.append((query, asker, sandbox._slot.index))
+            if number == "cd":
+                for earlier, port, _slot in askers:
+                    late_server.sendto(earlier[:2] + b"\x81" + earlier[3:], port)
+                assert await function.invoke("u.recv(512)[:2].decode()") == "cd"
+    assert askers[0][2] == askers[1][2]
+
+
+async def test_many_who_ask_much_leave_room_for_one_who_asks_little(tmp_path: Path) -> None:
+    """However many questions wait for name servers that do not answer."""
+    relay, answered = NameRelay(tmp_path), asyncio.Event()
+
+    async def wait() -> None:
+        await answered.wait()
+
+    tasks = [relay._spawn(f"198.18.0.{asker}", wait()) for asker in range(200) for _ in range(100)]
+    waiting = [task for task in tasks if task is not None]
+    one = relay._spawn("198.18.1.1", wait())
+    assert len(waiting) == 1024 + (200 - 1024 // 64) * 2
+    assert one is not None
+    answered.set()
+    await asyncio.wait([one, *waiting])
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
 """The resolver that environments see: a relay of DNS messages (RFC 1035) to the name servers of the host.
 
-It listens in the router's namespace and asks from the host's, so that servers on the host's loopback work too. It looks
-at no message but for its number; what a name server may be asked is for the host to say.
+It listens in the router's namespace and asks from the host's, so that servers on the host's loopback work too. It lets
+standard queries through and nothing that would change a zone, which name servers may let the host do; what they may be
+asked is for the host to say.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections import Counter
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final
 
@@ -34,6 +34,8 @@ _LARGEST_MESSAGE: Final = 65_535
 _LARGEST_QUERY: Final = 4_096
 """What clients that speak EDNS (RFC 6891) announce; a query of one name has some hundred bytes."""
 _ANSWER_BIT: Final = 0x80
+_OPERATION: Final = 0x78
+"""Of the same byte: 0 for a standard query; others are updates of zones, and notices of such."""
 _SERVER_FAILURE: Final = bytes((0x80 | 0x01, 0x80 | 2))
 """Of a header, the flags: an answer, recursion wanted and to be had, no answer found."""
 
@@ -41,8 +43,10 @@ _SERVER_FAILURE: Final = bytes((0x80 | 0x01, 0x80 | 2))
 _ASK_TIMEOUT_S: Final = 2.0
 _MAX_SERVERS: Final = 3  # as resolv.conf(5)
 _IDLE_TIMEOUT_S: Final = 10.0
-# Of one environment, and of all: what a name server that does not answer can make pile up.
+# What a name server that does not answer can make pile up of one environment, and of all before each has the least: a
+# name's A and AAAA, so that those who ask much keep nobody from asking.
 _IN_FLIGHT_EACH: Final = 64
+_IN_FLIGHT_LEAST: Final = 2
 _IN_FLIGHT: Final = 1024
 # Datagrams read in one turn of the event loop.
 _AT_ONCE: Final = 16
@@ -92,8 +96,9 @@ class NameRelay:
 
     def __init__(self, resolv_conf: Path) -> None:
         self._servers = NameServers(resolv_conf)
-        self._in_flight: Counter[str] = Counter()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._tasks: dict[str, set[asyncio.Task[None]]] = {}
+        self._in_flight = 0
 
     async def open(self, namespace: int) -> None:
         """Listen in the router's namespace.
@@ -101,54 +106,76 @@ class NameRelay:
         Raises:
             NetworkError: The kernel refused.
         """
-        self._loop = asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
         try:
             with entered(namespace):
                 self._datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
                 self._datagrams.setblocking(False)
                 self._datagrams.bind((RESOLVER, _PORT))
                 listening = socket.create_server((RESOLVER, _PORT))
-            self._loop.add_reader(self._datagrams.fileno(), self._read)
             self._server = await asyncio.start_server(
                 self._serve_connection, sock=listening, limit=_LARGEST_MESSAGE + 2
             )
         except OSError as error:
             raise NetworkError(f"resolver of environments: {error}") from error
+        loop.add_reader(self._datagrams.fileno(), self._read)
+        self._loop = loop
 
     async def close(self) -> None:
         """Answer nothing more."""
+        assert self._loop is not None
         self._loop.remove_reader(self._datagrams.fileno())
+        self._loop = None
         self._datagrams.close()
         self._server.close()
-        for task in self._tasks:
+        tasks = [task for asked in self._tasks.values() for task in asked]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _read(self) -> None:
+    def forget(self, asker: str) -> None:
+        """Answer nothing that came from an address so far: the next environment that has it shall not hear it.
+
+        From any thread. In force before anything that the event loop is given to do afterwards.
+        """
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._forget, asker)
+
+    def _forget(self, asker: str) -> None:
+        if self._loop is not None:
+            while self._read():
+                continue
+            for task in self._tasks.get(asker, ()):
+                task.cancel()
+
+    def _read(self) -> bool:
+        """Take what was asked; True when there may be more."""
         for _ in range(_AT_ONCE):
             try:
                 query, asker = self._datagrams.recvfrom(_LARGEST_QUERY + 1)
             except OSError:
-                return  # none left; or an environment that is gone has refused an answer
+                return False  # none left; or an environment that is gone has refused an answer
             if _is_query(query):
                 self._spawn(asker[0], self._answer_datagram(query, asker))
-
-    def _spawn(self, asker: str, answering: Coroutine[Any, Any, None]) -> bool:
-        """Do it; False when the environment, or all together, have too much in flight."""
-        if self._in_flight[asker] >= _IN_FLIGHT_EACH or len(self._tasks) >= _IN_FLIGHT:
-            answering.close()
-            return False
-        self._in_flight[asker] += 1
-        task = self._loop.create_task(answering)
-        self._tasks.add(task)
-        task.add_done_callback(lambda done: self._ended(asker, done))
         return True
 
+    def _spawn(self, asker: str, answering: Coroutine[Any, Any, None]) -> asyncio.Task[None] | None:
+        """Do it; None when the environment has too much in flight, for itself or where all together have."""
+        allowed = _IN_FLIGHT_EACH if self._in_flight < _IN_FLIGHT else _IN_FLIGHT_LEAST
+        if len(self._tasks.get(asker, ())) >= allowed:
+            answering.close()
+            return None
+        task = asyncio.create_task(answering)
+        self._in_flight += 1
+        self._tasks.setdefault(asker, set()).add(task)
+        task.add_done_callback(lambda done: self._ended(asker, done))
+        return task
+
     def _ended(self, asker: str, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        self._in_flight[asker] -= 1
-        if not self._in_flight[asker]:
-            del self._in_flight[asker]
+        self._in_flight -= 1
+        self._tasks[asker].discard(task)
+        if not self._tasks[asker]:
+            del self._tasks[asker]
 
     async def _answer_datagram(self, query: bytes, asker: tuple[str, int]) -> None:
         answer = await self._ask(query, _ask_by_datagram)
@@ -156,8 +183,11 @@ class NameRelay:
             self._datagrams.sendto(answer, asker)
 
     def _serve_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if not self._spawn(writer.get_extra_info("peername")[0], self._answer_connection(reader, writer)):
+        task = self._spawn(writer.get_extra_info("peername")[0], self._answer_connection(reader, writer))
+        if task is None:
             writer.close()
+        else:
+            task.add_done_callback(lambda _done: writer.close())  # also of one that is cancelled before it begins
 
     async def _answer_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer the queries of a connection one after the other."""
@@ -173,11 +203,9 @@ class NameRelay:
                     await writer.drain()
         except (OSError, TimeoutError, asyncio.IncompleteReadError):
             return
-        finally:
-            writer.close()
 
     async def _ask(self, query: bytes, ask: Ask) -> bytes:
-        for server in self._servers.at(self._loop.time()):
+        for server in self._servers.at(asyncio.get_running_loop().time()):
             try:
                 async with asyncio.timeout(_ASK_TIMEOUT_S):
                     return await ask(server, query)
@@ -214,4 +242,4 @@ async def _read_message(reader: asyncio.StreamReader) -> bytes:
 
 
 def _is_query(message: bytes) -> bool:
-    return _HEADER_BYTES <= len(message) <= _LARGEST_QUERY and not message[2] & _ANSWER_BIT
+    return _HEADER_BYTES <= len(message) <= _LARGEST_QUERY and not message[2] & (_ANSWER_BIT | _OPERATION)

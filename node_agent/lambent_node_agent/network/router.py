@@ -226,6 +226,7 @@ class Router:
         """
         self._background.send(rtnetlink.set_group(index, NOWHERE))
         self._connections.forget(mark_of(address))
+        self._names.forget(str(address))
 
     def _group_of(self, choice: NetworkChoice) -> int:
         with self._making_group:  # held by the thread, which goes on when whoever waits for it is cancelled

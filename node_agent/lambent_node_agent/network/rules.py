@@ -38,6 +38,7 @@ NEVER: Final = tuple(
         (
             "0.0.0.0/8",  # this host
             "127.0.0.0/8",  # loopback
+            "168.63.129.16/32",  # Azure's machines have theirs from there: certificates and settings
             "169.254.0.0/16",  # link-local, where clouds have their metadata
             "224.0.0.0/4",  # multicast
             "240.0.0.0/4",  # reserved, and broadcast
