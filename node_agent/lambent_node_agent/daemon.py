@@ -189,7 +189,7 @@ class _Agent:
             labels={
                 **self._config.labels,
                 **isolation.labels(self._sandboxes.missing),
-                **network_labels(self._config.network.named),
+                **network_labels(self._sandboxes.named_networks),
             },
             runtimes=self._sandboxes.runtimes,
             agent_version=VERSION,

@@ -14,7 +14,7 @@ import structlog
 from lambent_node_agent import isolation
 from lambent_node_agent.cgroups import CgroupError, Tree, read_layout
 from lambent_node_agent.isolation import Level, Protection
-from lambent_node_agent.network import LoopbackOnly, NetworkError, NetworkSettings, Router
+from lambent_node_agent.network import LoopbackOnly, NamedNetworks, NetworkError, NetworkSettings, Router
 
 from . import interpreters, mounts, user_namespaces
 from .demand import Bounds
@@ -88,6 +88,7 @@ class SandboxHost:
         self._directory = config.state_dir.resolve() / f"lambent-{config.owner}"
         self._supplies: dict[str, Supply] = {}
         self._tree: Tree | None = None
+        self._named_networks = NamedNetworks()
         self._missing: Mapping[Protection, str] = {}
         self._resources = contextlib.AsyncExitStack()
 
@@ -100,6 +101,11 @@ class SandboxHost:
     def missing(self) -> Mapping[Protection, str]:
         """What this machine does not protect itself by, each with its reason."""
         return self._missing
+
+    @property
+    def named_networks(self) -> NamedNetworks:
+        """What functions with a VpcConfig may name here: nothing, where functions have loopback alone."""
+        return self._named_networks
 
     async def __aenter__(self) -> Self:
         """Sweep what a dead owner left, find the interpreters, start the agent's own one's zygote.
@@ -248,6 +254,8 @@ class SandboxHost:
     async def _make_slots(self, tree: Tree, storage: Storage, uids: UidRange) -> SlotTable:
         networks = _open_networks(self._config, uids.block)
         self._resources.callback(networks.close)
+        if isinstance(networks, Router):
+            self._named_networks = self._config.network.named
         with _network_reported():
             await networks.serve_names()
         self._resources.push_async_callback(networks.stop_names)
