@@ -112,7 +112,7 @@ asyncio.run(main())
 
 
 def test_a_killed_agent_takes_its_network_along(namespaces: World, host_links: Links, place: Path) -> None:
-    """Only the guard of the host's forwarding stays, with the forwarding; the next agent that stops ends both."""
+    """What guards the host stays, with its forwarding; the next agent that stops ends both."""
     owner, runtime = f"killed-{os.getpid()}", f"python3.{sys.version_info[1]}"
     command = [sys.executable, "-c", AGENT, str(place), owner, runtime]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -122,7 +122,8 @@ def test_a_killed_agent_takes_its_network_along(namespaces: World, host_links: L
         process.send_signal(signal.SIGKILL)
     host_links.wait_until({"lo", "wan0", "lan0"})
     left = [line for line in namespaces.rules().splitlines() if line.startswith("table")]
-    assert left == ["table ip lambent_guard {"]
+    assert sorted(left) == ["table ip lambent_guard {", "table ip lambent_links {"]
+    assert 'iifname "lmb*" fib daddr type != unicast' in namespaces.rules()  # until the last function has ended as well
     assert FORWARDING.read_text() == "1\n"
     router = Router(203, NetworkSettings(), place)
     router.open()

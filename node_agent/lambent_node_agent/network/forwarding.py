@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from .errors import NetworkError
 from .namespaces import SYSCTLS
-from .rules import GUARD_TABLE, LINK_PREFIX, guard_rules
+from .rules import GUARD_TABLE, LINK_PREFIX, LINKS_TABLE, guard_rules, links_rules
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +28,7 @@ _LINK: Final = re.compile(rf"{LINK_PREFIX}\d+")
 
 
 def start_forwarding(nftables: Nftables, lock_dir: Path) -> None:
-    """Have this thread's namespace forward packets: for us alone, if it has not forwarded any before.
+    """Have this thread's namespace forward packets: ours to others, and only ours if it did not forward before.
 
     The rules that see to that stay when the agent is killed, as the forwarding does, and what is to be put back.
 
@@ -40,6 +40,7 @@ def start_forwarding(nftables: Nftables, lock_dir: Path) -> None:
         NetworkError: The kernel refused.
     """
     with _one_at_a_time(lock_dir):
+        nftables.run(links_rules())
         if _FORWARD.read_text().strip() == "0":
             (lock_dir / _FOUND).write_text(_settings())
             nftables.run(guard_rules())  # first: not for a moment is the host an open router
@@ -55,7 +56,10 @@ def stop_forwarding(nftables: Nftables, lock_dir: Path) -> None:
     with _one_at_a_time(lock_dir):
         if any(_LINK.fullmatch(name) for _index, name in socket.if_nameindex()):
             return
-        if f"table ip {GUARD_TABLE}\n" in nftables.run("list tables"):
+        tables = nftables.run("list tables")
+        if f"table ip {LINKS_TABLE}\n" in tables:
+            nftables.run(f"delete table ip {LINKS_TABLE}")
+        if f"table ip {GUARD_TABLE}\n" in tables:
             _FORWARD.write_text("0")
             with contextlib.suppress(FileNotFoundError):  # somebody has tidied up there
                 _put_back((lock_dir / _FOUND).read_text())

@@ -31,6 +31,7 @@ RESOLVER: Final = "169.254.169.253"
 LINK_PREFIX: Final = "lmb"
 """Of the names of the host's interfaces to routers."""
 GUARD_TABLE: Final = "lambent_guard"
+LINKS_TABLE: Final = "lambent_links"
 
 NEVER: Final = tuple(
     map(
@@ -178,10 +179,8 @@ def host_rules(table: str, link: str, router: IPv4Address) -> str:
 table ip {table} {{
     flags owner;
 
-    # Before the host's own rules translate the destination, as those of containers do with ports of the host.
     chain arriving {{
         type filter hook prerouting priority raw; policy accept;
-        iifname {link} fib daddr type != unicast {_REFUSE}
         iifname {link} ip saddr != {router} drop
     }}
 
@@ -202,6 +201,24 @@ table ip {table} {{
     chain translation {{
         type nat hook postrouting priority srcnat; policy accept;
         ip saddr {router} masquerade
+    }}
+}}
+"""
+
+
+def links_rules() -> str:
+    """Rules that keep all routers from the host's own addresses. They stay when an agent is killed.
+
+    The kernel takes its link away some milliseconds after its own rules, while its functions still run.
+    """
+    return f"""
+table ip {LINKS_TABLE}
+flush table ip {LINKS_TABLE}
+table ip {LINKS_TABLE} {{
+    # Before the host's own rules translate the destination, as those of containers do with ports of the host.
+    chain arriving {{
+        type filter hook prerouting priority raw; policy accept;
+        iifname "{LINK_PREFIX}*" fib daddr type != unicast {_REFUSE}
     }}
 }}
 """
