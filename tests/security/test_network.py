@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
+from lambent_node_agent.network.rules import LINK_PREFIX
 from tests.security.siege import Attacker
 from tests.security.target import SYSTEM_CALLS, Attack, Target
 
@@ -136,13 +137,18 @@ async def test_netlink_is_for_routes_alone(attack: Attack) -> None:
     assert set(await attack(NETLINK)) == {"EPERM"}
 
 
+def own_interfaces() -> dict[str, object]:
+    """The host's, without the links of agents, which come and go."""
+    return {name: found for name, found in psutil.net_if_addrs().items() if not name.startswith(LINK_PREFIX)}
+
+
 async def test_interfaces_routes_and_filters_cannot_be_changed(attack: Attack) -> None:
     """Not even those of the sandbox's own network namespace."""
-    host = psutil.net_if_addrs()
+    host = own_interfaces()
     answers = await attack(INTERFACES)
     assert answers.pop("interfaces") == ["eth0", "lo"]
     assert set(answers.values()) == {"EPERM"}
-    assert psutil.net_if_addrs() == host
+    assert own_interfaces() == host
 
 
 @pytest.fixture
