@@ -123,6 +123,7 @@ async def _measure(rounds: int, *, scaling: bool) -> Measurement:
     progress = Progress(steps + (len(_ENVIRONMENT_COUNTS + _FUNCTION_COUNTS) if scaling else 0))
     async with echo() as floor:
         found = await _bounds(floor, rounds, progress)
+        found.rows.append(await _snap_start(progress))
         found.rows.append(await _idle_environments(progress))
         if scaling:
             found.rows += await _growing_environments(floor, progress)
@@ -149,11 +150,9 @@ async def _bounds(floor: Echo, rounds: int, progress: Progress) -> Measurement:
         for number in range(1, rounds + 1):
             await _round(suite, floor, bwrap, samples, progress, f"round {number} of {rounds}")
         phases = suite.cold_phases_ms()
-        progress.begin("SnapStart")
-        prepared = await _snap_start(suite)
         progress.begin("memory at rest")
         await suite.fill_environments(MIN_ENVIRONMENTS)
-        rows = [*timed_rows(samples, missing), prepared, *memory_rows(suite.memory())]
+        rows = [*timed_rows(samples, missing), *memory_rows(suite.memory())]
     bwrap_ms = statistics.median(samples["bwrap"]) if samples["bwrap"] else None
     return Measurement(rows, python, bwrap_ms, phases)
 
@@ -211,10 +210,15 @@ async def _round(
     samples["sandbox rate"].append(await sandbox_rate(_SUSTAINED_S))
 
 
-async def _snap_start(suite: Suite) -> Row:
-    with tempfile.TemporaryDirectory(prefix="lambent-bench-") as directory:
+async def _snap_start(progress: Progress) -> Row:
+    """Take first calls with SnapStart, on a fresh cluster: what is prepared gets only what nobody else holds."""
+    progress.begin("SnapStart")
+    async with AsyncExitStack() as stack:
+        suite = await _suite(stack)
+        await suite.prepare_empty()
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lambent-bench-")))
         try:
-            return snap_start_row(await snap_start(suite.client, suite.python, Path(directory), _VERSIONS))
+            return snap_start_row(await snap_start(suite.client, suite.python, directory, _VERSIONS))
         except FloorMissingError as error:
             return snap_start_row(SnapStart([], []), str(error))
 
