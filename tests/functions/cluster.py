@@ -36,10 +36,10 @@ _accounts = itertools.count(1)
 
 
 def zipped(source: str = "def handler(event, context): return event\n") -> bytes:
-    """A package with one module."""
+    """A package with one module; the same bytes at any time."""
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w") as file:
-        file.writestr("app.py", source)
+        file.writestr(zipfile.ZipInfo("app.py"), source)
     return data.getvalue()
 
 
