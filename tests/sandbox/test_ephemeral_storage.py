@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,12 +18,21 @@ import pytest
 from tests.sandbox_harness import OWN_RUNTIME, Lab, config, lab, pool_of, require_disk
 
 from lambent_node_agent.sandbox import SandboxError, SandboxHost
-from lambent_node_agent.sandbox.ephemeral_storage import DEFAULT_SIZE_MIB, ImageStorage, Volume, btrfs, image
+from lambent_node_agent.sandbox.ephemeral_storage import (
+    DEFAULT_SIZE_MIB,
+    ImageStorage,
+    MemoryStorage,
+    Volume,
+    btrfs,
+    image,
+)
 from lambent_runtime import linux
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 MIB = 1 << 20
+TICK_NS = 10_000_000
+"""Of the slowest clock that Linux is built with."""
 SUPERBLOCK_AND_TREES_MIB = 8
 """What an empty file system takes, and how exact limits are: some blocks of metadata."""
 
@@ -171,6 +181,60 @@ async def test_the_next_environment_has_neither_the_files_nor_the_size_of_the_la
         assert await function.invoke(1) == [before[0], ["reserved"]]
 
 
+def leave(place: Path) -> None:
+    """Make a file, and leave it."""
+    (place / "left").touch()
+
+
+def leave_nothing(place: Path) -> None:
+    """Make a file, and remove it; not within the tick in which the volume was made, where that would not show."""
+    made_ns = place.stat().st_ctime_ns
+    while time.time_ns() - made_ns < TICK_NS:
+        continue
+    (place / "left").touch()
+    (place / "left").unlink()
+
+
+def look(place: Path) -> None:
+    """See that nothing is there, as functions do that want a place for a file and do not write it after all."""
+    assert os.listdir(place) == []
+
+
+@pytest.mark.parametrize(("use", "as_new"), [(look, True), (leave, False), (leave_nothing, False)])
+async def test_a_volume_is_as_new_until_something_is_made_in_it(
+    mount_namespace: None, place: Path, use: Callable[[Path], None], as_new: bool
+) -> None:
+    """Also when it is gone again: its space may not be free yet. In memory as on the disk."""
+    (place / "memory").mkdir()
+    in_memory = MemoryStorage().volume(0, place / "memory")
+    in_memory.make()
+    with volume(place / "storage") as (tmp, on_disk):
+        for where, made in ((tmp, on_disk), (place / "memory", in_memory)):
+            assert made.as_new
+            use(where)
+            assert made.as_new is as_new
+    in_memory.remove()
+    assert not in_memory.as_new
+
+
+async def test_a_volume_of_another_size_is_not_as_new(mount_namespace: None, place: Path) -> None:
+    """Also when the kernel has refused the change halfway."""
+    with volume(place / "storage") as (_, made):
+        made.set_size(1024)
+        assert not made.as_new
+
+
+async def test_a_tmp_that_nobody_has_used_is_the_next_environment_s(world: Lab) -> None:
+    """Most functions leave it alone; each volume is a device of its own."""
+    code = "import os\ndef handler(e, c): return [os.getuid(), os.stat('/tmp').st_dev, os.listdir('/tmp')]\n"
+    seen = []
+    for _ in range(2):
+        async with world.function(code) as function:
+            seen.append(await function.invoke())
+    assert seen[0] == seen[1]
+    assert seen[0][2] == []
+
+
 async def test_tmp_is_root_s_and_everybody_may_write_there_but_run_nothing_as_root(world: Lab) -> None:
     """As on any machine: sticky; and what is made in it is neither a device nor setuid. Its owner may be nobody."""
     code = """
@@ -253,6 +317,8 @@ def handler(event, context):
                 assert await function.invoke(300) in ("EIO", "EROFS")
                 while await function.invoke(1) != "EROFS":
                     continue  # it turns read-only when it cannot write its own trees
+                slots = host._supplies[OWN_RUNTIME]._slots
+                assert not any(slot.sound for slot in slots._free), "each had an unused /tmp"
             os.close(other)
             async with world.function(code) as function:
                 assert await function.invoke(10) is True

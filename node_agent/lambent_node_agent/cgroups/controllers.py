@@ -25,6 +25,9 @@ _SHARES_OF_ONE_CPU = 1_024
 _MIN_SHARES, _MAX_SHARES = 2, 262_144
 _DEFAULT_WEIGHT, _MAX_WEIGHT = 100, 10_000
 _UNLIMITED = "-1"
+_WORTH_EMPTYING_BYTES = 1 << 20
+"""The kernel's own memory for processes that have ended, which it frees by itself, is less than that. To look for pages
+to take back costs a tenth of making a sandbox; what is left counts for the next one, whose limit is 128 MiB or more."""
 
 
 def quota_us(cpu_millis: int) -> int:
@@ -58,7 +61,7 @@ class MemoryController(Protocol):
         """Take back pages that can be read again, about that many bytes, or what there is; blocks meanwhile."""
 
     def reset(self) -> None:
-        """Drop cached pages of the last user, lift the limit and start a new peak. The group must be empty."""
+        """Drop what the last user has cached, lift the limit and start a new peak. The group must be empty."""
 
     def close(self) -> None:
         """Close the descriptors."""
@@ -111,7 +114,8 @@ class MemoryV1:
 
     def reset(self) -> None:
         """See MemoryController."""
-        files.write(self._directory / "memory.force_empty", "0")
+        if self.used_bytes() > _WORTH_EMPTYING_BYTES:
+            files.write(self._directory / "memory.force_empty", "0")
         self.limit(None)
         os.pwrite(self._peak, b"0", 0)
 
@@ -172,7 +176,9 @@ class MemoryV2:
     def reset(self) -> None:
         """See MemoryController."""
         self.limit(None)
-        self.reclaim(self.used_bytes())
+        used_bytes = self.used_bytes()
+        if used_bytes > _WORTH_EMPTYING_BYTES:
+            self.reclaim(used_bytes)
         os.pwrite(self._peak, b"reset", 0)
 
     def close(self) -> None:

@@ -77,12 +77,18 @@ class Slot:
         """False when its /tmp cannot be written to, because the disk has failed it."""
         return self._volume.sound
 
+    @property
+    def has_new_tmp(self) -> bool:
+        """Whether its /tmp is there, empty, of the default size and can be written to."""
+        return self._volume.as_new
+
     def make_tmp(self) -> None:
         """Make an empty /tmp for the next sandbox. Not for the event loop.
 
         Raises:
             OSError, SandboxError: The kernel or the disk refused.
         """
+        self._volume.remove()
         self._volume.make()
 
     def bind_code(self, code: Path) -> None:
@@ -103,11 +109,12 @@ class Slot:
         self._volume.set_size(ephemeral_storage_mib)
 
     def clear(self) -> None:
-        """Take code and /tmp away. Not for the event loop."""
+        """Take the code away, and /tmp unless it is as new: most functions never use it. Not for the event loop."""
         if self._has_code:
             mounts.unmount(self._directory / "task")
             self._has_code = False
-        self._volume.remove()
+        if not self._volume.as_new:
+            self._volume.remove()
 
     async def connect(self, choice: NetworkChoice) -> None:
         """Give the sandbox a network. Raises as `Attachment.connect`."""
@@ -137,6 +144,7 @@ class Slot:
         """
         if self._directory.exists():
             self.clear()
+            self._volume.remove()
             mounts.unmount(self._directory)
             self._directory.rmdir()
         self.network.close()  # after the files: the router and what it remembers go with the agent, directories do not
@@ -189,6 +197,11 @@ class SlotTable:
             SandboxError: There are as many sandboxes as UIDs, or the kernel refused a mount, group or /tmp.
         """
         slot = self._free.pop() if self._free else await self._make_another()
+        if slot.has_new_tmp:
+            return slot
+        if not slot.sound:  # its file system has failed, and is gone when no other slot holds a /tmp in it
+            self._soiled += self._free
+            self._free.clear()
         try:
             with mounts.reported(f"storage of slot {slot.index}"):
                 await asyncio.to_thread(slot.make_tmp)

@@ -21,7 +21,7 @@ from lambent_node_agent.sandbox.errors import SandboxError
 from lambent_runtime import linux
 
 from . import btrfs, loop_device
-from .storage import DEFAULT_SIZE_MIB, DIRECTORY_MODE
+from .storage import DEFAULT_SIZE_MIB, DIRECTORY_MODE, Untouched
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -131,11 +131,17 @@ class ImageVolume:
         self._name = name
         self._place = place
         self._image: _Image | None = None
+        self._untouched: Untouched | None = None
 
     @property
     def sound(self) -> bool:
         """A btrfs that cannot write turns itself read-only."""
         return os.access(self._place, os.W_OK)
+
+    @property
+    def as_new(self) -> bool:
+        """See `Volume`."""
+        return bool(self._untouched) and self.sound
 
     def make(self) -> None:
         """Make a subvolume, in another image if that of before has failed."""
@@ -143,9 +149,11 @@ class ImageVolume:
         path = image.create_volume(self._name)
         self._image = image
         linux.bind(path, str(self._place), linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV)
+        self._untouched = Untouched(self._place)
 
     def set_size(self, size_mib: int) -> None:
         """Change the subvolume's limit."""
+        self._untouched = None
         fd = os.open(self._place, _DIRECTORY)
         try:
             btrfs.limit_subvolume(fd, size_mib)
@@ -154,6 +162,7 @@ class ImageVolume:
 
     def remove(self) -> None:
         """Unmount and destroy the subvolume; the time that it takes does not depend on what is in it."""
+        self._untouched = None
         if os.path.ismount(self._place):
             linux.umount(str(self._place))
         if self._image is not None:

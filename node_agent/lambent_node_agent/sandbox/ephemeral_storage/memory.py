@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from lambent_runtime import linux
 
-from .storage import DEFAULT_SIZE_MIB, DIRECTORY_MODE
+from .storage import DEFAULT_SIZE_MIB, DIRECTORY_MODE, Untouched
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,22 +29,31 @@ class MemoryVolume:
 
     def __init__(self, place: Path) -> None:
         self._place = place
+        self._untouched: Untouched | None = None
 
     @property
     def sound(self) -> bool:
         """Memory does not fail."""
         return True
 
+    @property
+    def as_new(self) -> bool:
+        """See `Volume`."""
+        return bool(self._untouched)
+
     def make(self) -> None:
         """Mount it."""
         self._mount(0, DEFAULT_SIZE_MIB)
+        self._untouched = Untouched(self._place)
 
     def set_size(self, size_mib: int) -> None:
         """Change the limit of the mounted tmpfs."""
+        self._untouched = None
         self._mount(linux.MS_REMOUNT, size_mib)
 
     def remove(self) -> None:
         """Unmount it, which frees its memory."""
+        self._untouched = None
         if os.path.ismount(self._place):
             linux.umount(str(self._place))
 
