@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+from itertools import pairwise
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lambent_node_agent.sandbox.seccomp.filters import ranges
 from lambent_node_agent.sandbox.seccomp.libseccomp import Library
 from lambent_node_agent.sandbox.seccomp.policy import ALLOWED, ALLOWED_IF, UNSUPPORTED
 
@@ -30,3 +35,11 @@ def test_every_name_of_the_policy_is_a_system_call(name: str) -> None:
     """Libseccomp knows it, of this machine or of another; a slip of the pen would allow or refuse nothing."""
     unknown = -1
     assert Library().functions.seccomp_syscall_resolve_name(name.encode()) != unknown
+
+
+@given(st.sets(st.integers(0, 60)).map(sorted))
+def test_ranges_hold_the_numbers_and_no_others(numbers: list[int]) -> None:
+    """Each as long as it can be, in ascending order."""
+    found = ranges(numbers)
+    assert [number for first, last in found for number in range(first, last + 1)] == numbers
+    assert all(after - last > 1 for (_, last), (after, _) in pairwise(found))
