@@ -30,15 +30,14 @@ if TYPE_CHECKING:
 PRELOADED = (
     "argparse", "ast", "asyncio", "base64", "bisect", "calendar", "collections.abc", "concurrent.futures",
     "concurrent.futures.thread", "configparser", "contextlib", "contextvars", "copy", "csv", "ctypes",
-    "dataclasses", "datetime", "decimal", "difflib", "email.message", "email.mime.multipart",
-    "email.mime.text", "email.parser", "encodings.ascii", "encodings.idna", "encodings.latin_1",
-    "encodings.utf_8_sig", "enum", "fractions", "functools", "glob", "gzip", "hashlib", "heapq", "hmac",
-    "html", "http.client", "http.cookies", "http.server", "inspect", "io", "ipaddress", "itertools", "json",
-    "locale", "logging", "logging.handlers", "math", "mimetypes", "numbers", "operator", "pathlib", "pickle",
-    "platform", "pprint", "queue", "random", "re", "secrets", "select", "selectors", "shutil", "signal",
-    "socket", "ssl", "statistics", "string", "struct", "subprocess", "tempfile", "textwrap", "threading",
-    "traceback", "types", "typing", "unittest.mock", "urllib.error", "urllib.parse", "urllib.request", "uuid",
-    "warnings", "weakref", "xml.etree.ElementTree", "zipfile", "zlib", "zoneinfo", "_strptime",
+    "dataclasses", "datetime", "decimal", "email.message", "email.mime.multipart", "email.mime.text",
+    "email.parser", "encodings.ascii", "encodings.idna", "encodings.latin_1", "encodings.utf_8_sig", "enum",
+    "functools", "glob", "gzip", "hashlib", "heapq", "hmac", "html", "http.client", "http.cookies", "inspect",
+    "io", "ipaddress", "itertools", "json", "locale", "logging", "logging.handlers", "math", "mimetypes",
+    "numbers", "operator", "pathlib", "pickle", "platform", "pprint", "queue", "random", "re", "secrets",
+    "select", "selectors", "shutil", "signal", "socket", "ssl", "string", "struct", "subprocess", "tempfile",
+    "textwrap", "threading", "traceback", "types", "typing", "urllib.error", "urllib.parse", "urllib.request",
+    "uuid", "warnings", "weakref", "xml.etree.ElementTree", "zipfile", "zlib", "zoneinfo", "_strptime",
 )  # fmt: skip
 """What the handlers of the world import first. Memory and time are paid once a zygote, not once an environment."""
 
