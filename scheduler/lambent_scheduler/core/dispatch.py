@@ -292,6 +292,8 @@ class Dispatcher(CallBook):
         for key, version in list(function.versions.items()):
             if key not in keep:
                 self._retire(version, reason, error)
+        if self._scaler.line:
+            self._scaler.room_changed()  # what was still starting could not be evicted, and what stops will be gone
         self._fleet.forget_deleted(function)
 
     def keep_prepared(
