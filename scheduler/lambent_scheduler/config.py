@@ -24,7 +24,7 @@ class SchedulerConfig:
         allowed_hosts: Further hosts that HTTP clients may name.
         region: Region in ARNs.
         keep_alive_s: How long an idle environment stays.
-        max_queue_wait_s: Longest wait of a synchronous call for capacity.
+        max_queue_wait_s: Longest wait of a synchronous call for capacity; see `Limits`.
         account_concurrency: Most invocations that an account may have running or waiting.
         drain_s: How long running calls may take after the order to stop.
     """

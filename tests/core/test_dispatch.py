@@ -46,6 +46,35 @@ def test_the_most_recently_used_environment_is_taken() -> None:
     assert shell.dispatcher.admit(make_call(spec), None, 0, 3.0) is first
 
 
+def test_a_call_waits_on_for_the_environment_that_is_being_made_for_it() -> None:
+    """It has its capacity, and an init may take longer than anybody should wait for that; not beyond its own time."""
+    shell, spec = Shell(memory_mib=128), make_spec()
+    first, second = shell.wait(spec, timeout_s=25.0), shell.wait(spec)
+    [environment] = shell.starts()
+    shell.dispatcher.tick(10.0)
+    [failed] = shell.dispatcher.take_actions()
+    assert isinstance(failed, Fail)
+    assert failed.call is second, "none is being made for it"
+    assert shell.dispatcher.next_deadline() == 20.0
+    shell.dispatcher.tick(20.0)
+    assert shell.dispatcher.take_actions() == []
+    shell.dispatcher.ready(environment.environment_id, 22.0)
+    assert shell.dispatcher.take_actions() == [Bind(first, environment)]
+
+
+def test_a_call_does_not_wait_beyond_its_own_time_for_an_init() -> None:
+    """Its caller has gone by then."""
+    shell, spec = Shell(memory_mib=128), make_spec()
+    shell.wait(spec, timeout_s=15.0)
+    shell.starts()
+    shell.dispatcher.tick(10.0)
+    assert shell.dispatcher.next_deadline() == 15.0
+    shell.dispatcher.tick(15.0)
+    [failed] = shell.dispatcher.take_actions()
+    assert isinstance(failed, Fail)
+    assert isinstance(failed.error, DeadlineExceededError)
+
+
 @pytest.mark.parametrize(
     ("reserved", "account_reserved", "reason"),
     [

@@ -21,6 +21,7 @@ class Call:
         context: The shell's own; not looked at here.
         environment: Where it runs; None while it waits and after it ended.
         waiting: True while it stands in the queue.
+        held_until: Until then it waits in any case, since an environment is being made for it.
         failed_starts: Starts made for it that failed.
     """
 
@@ -30,6 +31,7 @@ class Call:
         "deadline",
         "environment",
         "failed_starts",
+        "held_until",
         "payload_bytes",
         "request_id",
         "spec",
@@ -54,6 +56,7 @@ class Call:
         self.context = context
         self.environment: Environment | None = None
         self.waiting = False
+        self.held_until = arrived
         self.failed_starts = 0
 
     def __repr__(self) -> str:

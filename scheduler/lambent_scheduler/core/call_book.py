@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from lambent.errors import NoCapacityError
@@ -133,6 +134,9 @@ class CallBook:
     def _expire_waiting(self, now: float) -> None:
         for call in self._waiting.expired(now):
             version = self._fleet.versions[call.spec.key]
+            if now < call.deadline and _is_started_for(call, version):
+                self._waiting.hold(call, now)
+                continue
             error = expired(self._nodes, call, version, now)
             if isinstance(error, NoCapacityError):
                 self.refusals += 1
@@ -166,3 +170,11 @@ class CallBook:
             self._waiting.remove(call, version)
             self._end(call, version.function)
             self.actions.append(Fail(call, error))
+
+
+def _is_started_for(call: Call, version: VersionState) -> bool:
+    """Tell whether a waiting call will have one of the environments that nodes are making, and not only promised.
+
+    It has found its capacity, and an init may take longer than anybody should wait for that.
+    """
+    return call in islice(version.waiting, version.starting - len(version.planned))

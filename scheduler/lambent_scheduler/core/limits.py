@@ -14,7 +14,8 @@ class Limits:
     Attributes:
         account_concurrency: Invocations of one account that run or wait at once. AWS Lambda quotas: 1,000.
         keep_alive_s: An environment that served nothing for so long is stopped. AWS keeps 5 to 15 minutes.
-        max_queue_wait_s: Longest wait for an environment. Past it the caller does better to go elsewhere.
+        max_queue_wait_s: Longest wait for capacity. Past it the caller does better to go elsewhere, unless an
+            environment is being made for it by then.
         waiting_calls_per_function: One function's backlog: what an account may have in flight unless told otherwise.
         waiting_calls: Backlog of the scheduler: ten accounts at that limit.
         waiting_bytes_per_function: Payloads kept for one function: ten of the largest (6 MiB).

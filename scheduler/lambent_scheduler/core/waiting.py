@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from lambent_scheduler.core.limits import Limits
     from lambent_scheduler.core.version_state import VersionState
 
+_LEAST_HOLD_S = 1.0
+"""How often it is looked at whether an environment is still being made for a call that would else have to go."""
+
 
 class WaitingRoom:
     """All calls that wait, bounded in number and bytes, per function and in all.
@@ -33,7 +36,7 @@ class WaitingRoom:
 
     def expiry(self, call: Call) -> float:
         """Give the time at which the call has waited long enough."""
-        return min(call.deadline, call.arrived + self._limits.max_queue_wait_s)
+        return min(call.deadline, max(call.arrived + self._limits.max_queue_wait_s, call.held_until))
 
     def refusal(self, call: Call, function: FunctionState) -> NoCapacityError | None:
         """Give the reason why one more call may not wait, or None when it may."""
@@ -78,6 +81,10 @@ class WaitingRoom:
         self.payload_bytes -= call.payload_bytes
         self._by_expiry.discard(call)
 
+    def hold(self, call: Call, now: float) -> None:
+        """Let a call wait on for the environment that is being made for it; then it is looked at again."""
+        call.held_until = now + max(self._limits.max_queue_wait_s, _LEAST_HOLD_S)
+
     def take(self, version: VersionState) -> Call:
         """Take out the call of a version that has waited longest. There must be one."""
         call = next(iter(version.waiting))
@@ -90,7 +97,7 @@ class WaitingRoom:
         return None if call is None else self.expiry(call)
 
     def expired(self, now: float) -> Iterator[Call]:
-        """Give the calls that have waited long enough; each must be removed before the next is asked for."""
+        """Give the calls that have waited long enough; each must be removed or held before the next is asked for."""
         while (call := self._by_expiry.first()) is not None and self.expiry(call) <= now:
             yield call
 
