@@ -14,6 +14,7 @@ from lambent_common.logging import configure_logging
 from lambent_common.machine import raise_open_files_limit
 from lambent_common.priority import prefer_daemon
 from lambent_scheduler.config import SchedulerConfig
+from lambent_scheduler.core import policies
 from lambent_scheduler.daemon import serve
 
 
@@ -74,7 +75,21 @@ _ADDRESS = _Address()
     default=600.0,
     show_default=True,
     metavar="SECONDS",
-    help="How long an idle environment stays.",
+    help="How long an idle environment stays; with a policy that learns, until it knows better.",
+)
+@click.option(
+    "--keep-alive-policy",
+    type=click.Choice(list(policies.KEEP_ALIVE)),
+    default="fixed",
+    show_default=True,
+    help="What decides how long idle environments stay: see docs/scaling.md.",
+)
+@click.option(
+    "--eviction-policy",
+    type=click.Choice(list(policies.EVICTION)),
+    default="least-recently-used",
+    show_default=True,
+    help="What decides which idle environment makes room for another one.",
 )
 @click.option(
     "--max-queue-wait",
@@ -117,6 +132,8 @@ def scheduler(  # noqa: PLR0917 - one parameter per option, all given by name
     scheduler_id: str,
     region: str,
     keep_alive_s: float,
+    keep_alive_policy: str,
+    eviction_policy: str,
     max_queue_wait_s: float,
     account_concurrency: int,
     drain_s: float,
@@ -148,6 +165,8 @@ def scheduler(  # noqa: PLR0917 - one parameter per option, all given by name
             allowed_hosts=allowed_hosts,
             region=region,
             keep_alive_s=keep_alive_s,
+            keep_alive_policy=keep_alive_policy,
+            eviction_policy=eviction_policy,
             max_queue_wait_s=max_queue_wait_s,
             account_concurrency=account_concurrency,
             drain_s=drain_s,

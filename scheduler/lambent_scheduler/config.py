@@ -23,7 +23,9 @@ class SchedulerConfig:
         http_listen: host:port of the HTTP server; port 0 picks a free one.
         allowed_hosts: Further hosts that HTTP clients may name.
         region: Region in ARNs.
-        keep_alive_s: How long an idle environment stays.
+        keep_alive_s: How long an idle environment stays; see `Limits`.
+        keep_alive_policy: Name of the policy that decides about that.
+        eviction_policy: Name of the policy that decides which idle environment makes room.
         max_queue_wait_s: Longest wait of a synchronous call for capacity; see `Limits`.
         account_concurrency: Most invocations that an account may have running or waiting.
         drain_s: How long running calls may take after the order to stop.
@@ -39,6 +41,8 @@ class SchedulerConfig:
     allowed_hosts: tuple[str, ...]
     region: str
     keep_alive_s: float
+    keep_alive_policy: str
+    eviction_policy: str
     max_queue_wait_s: float
     account_concurrency: int
     drain_s: float

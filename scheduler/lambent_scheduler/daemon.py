@@ -155,6 +155,8 @@ class _Scheduler:
         limits = Limits(
             account_concurrency=config.account_concurrency,
             keep_alive_s=config.keep_alive_s,
+            keep_alive=config.keep_alive_policy,
+            eviction=config.eviction_policy,
             max_queue_wait_s=config.max_queue_wait_s,
         )
         dispatcher = Dispatcher(limits, seed=random.SystemRandom().getrandbits(128))

@@ -99,6 +99,20 @@ class WrongUsageError(CommandFailedError):
     help="How long an idle environment is kept.",
 )
 @click.option(
+    "--keep-alive-policy",
+    default="fixed",
+    show_default=True,
+    metavar="NAME",
+    help="fixed or histogram: what decides how long idle environments stay, docs/scaling.md.",
+)
+@click.option(
+    "--eviction-policy",
+    default="least-recently-used",
+    show_default=True,
+    metavar="NAME",
+    help="least-recently-used or greedy-dual: what decides which idle environment makes room for another one.",
+)
+@click.option(
     "--max-queue-wait",
     type=click.FloatRange(min=0, max=900),
     default=10.0,
@@ -157,6 +171,8 @@ def up(  # noqa: PLR0917, click gives the options by name
     http_port: int,
     memory: int | None,
     keep_alive: float,
+    keep_alive_policy: str,
+    eviction_policy: str,
     max_queue_wait: float,
     allow_missing: str,
     networks: Path | None,
@@ -198,7 +214,9 @@ def up(  # noqa: PLR0917, click gives the options by name
             *_agent_flags(allow_missing, require_isolation, networks, network_deny),
             *Recycling(recycle_after_invocations, recycle_after_hours).flags(),
         ),
-        scheduler=SchedulerOptions(grpc_port, http_port, keep_alive, max_queue_wait),
+        scheduler=SchedulerOptions(
+            grpc_port, http_port, keep_alive, max_queue_wait, keep_alive_policy, eviction_policy
+        ),
         given=GivenStores(etcd, nats, credentials),
     )
     if report_fd is None:

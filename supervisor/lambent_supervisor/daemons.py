@@ -41,12 +41,16 @@ class SchedulerOptions:
         http_port: Port on loopback; 0 for any.
         keep_alive_s: Time for which an idle environment is kept.
         max_queue_wait_s: Longest time that a call waits for an environment.
+        keep_alive_policy: Decides how long idle environments stay.
+        eviction_policy: Decides which of them makes room for another one.
     """
 
     grpc_port: int
     http_port: int
     keep_alive_s: float
     max_queue_wait_s: float
+    keep_alive_policy: str
+    eviction_policy: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +92,8 @@ def scheduler_spec(
             f"--id={SCHEDULER_ID}",
             f"--keep-alive={options.keep_alive_s:g}",
             f"--max-queue-wait={options.max_queue_wait_s:g}",
+            f"--keep-alive-policy={options.keep_alive_policy}",
+            f"--eviction-policy={options.eviction_policy}",
         )
 
     return ChildSpec("scheduler", command, environment, directory.log("scheduler"))

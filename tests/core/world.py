@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from tests.core.specs import RUNTIME, make_capacity, make_spec
@@ -25,6 +25,7 @@ from lambent_scheduler.core import (
     Stop,
     VersionSpec,
     place,
+    policies,
 )
 
 if TYPE_CHECKING:
@@ -74,7 +75,13 @@ class World:
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
         self.now = 0.0
-        self.dispatcher = Dispatcher(LIMITS, seed)
+        self.limits = replace(
+            LIMITS,
+            keep_alive=self.random.choice(list(policies.KEEP_ALIVE)),
+            eviction=self.random.choice(list(policies.EVICTION)),
+        )
+        self.dispatcher = Dispatcher(self.limits, seed)
+        self.prewarmed = 0
         self.agents: dict[str, Agent] = {}
         self.calls: list[Call] = []
         self.ends: dict[Call, list[str]] = {}
@@ -101,6 +108,8 @@ class World:
                 self.random.uniform(0, 20), self.random.choice((self._update, self._drain, self._kill, self._spend))
             )
         self.after(self.random.uniform(0, 20), self._reserve)
+        if self.random.random() < 0.3:
+            self._call_regularly(self.random.choice(names))
         for name in names:
             for _ in range(2):
                 self.after(self.random.uniform(0, 15), lambda name=name: self._keep(name))
@@ -141,6 +150,12 @@ class World:
         spread_s = self.random.choice((0.0, 0.1, 3.0))
         for _ in range(self.random.randint(1, 20)):
             self.after(self.random.uniform(0, spread_s), lambda: self._call(spec.function_name))
+
+    def _call_regularly(self, name: str) -> None:
+        """Often enough that a policy that learns expects the last of them."""
+        every_s, times = self.random.choice((70.0, 130.0, 400.0)), 2 * self.random.randint(6, 10)
+        for number in range(times):
+            self.after(60 + every_s * number, lambda: self._call(name))
 
     def _call(self, name: str) -> None:
         spec = self.specs[name]
@@ -377,9 +392,17 @@ class World:
         for environment in self.started_in_step:
             version = environment.version
             if environment.environment_id in self.dispatcher._fleet.environments:
-                ahead = version.prepared_target
+                expected = not version.prepared_target and self._is_expected(environment)
+                self.prewarmed += expected
+                ahead = version.prepared_target + expected
                 assert version.starting <= len(version.waiting) + ahead, "more environments start than are wanted"
-                assert ahead == 0 or version.spec.snap_start
+                assert expected or ahead == 0 or version.spec.snap_start
+
+    def _is_expected(self, environment: Environment) -> bool:
+        """Whether it was started ahead of a call, because of when the last ones came."""
+        function = environment.version.function
+        learnt = self.limits.keep_alive != "fixed" and function.environments == 1 and not function.in_flight
+        return learnt and self.now >= function.quiet_since + function.keep_alive.windows().prewarm_s
 
     def _check_spent(self) -> None:
         for environment in self.dispatcher._fleet.environments.values():

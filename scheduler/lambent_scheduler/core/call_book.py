@@ -6,10 +6,12 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from lambent.errors import NoCapacityError
+from lambent_scheduler.core import policies
 from lambent_scheduler.core.actions import Fail
 from lambent_scheduler.core.concurrency import counts_of, throttle
 from lambent_scheduler.core.environments import Phase
 from lambent_scheduler.core.fleet import Fleet
+from lambent_scheduler.core.lifetimes import Lifetimes
 from lambent_scheduler.core.placement import NodeTable
 from lambent_scheduler.core.reasons import expired, impossible
 from lambent_scheduler.core.scaling import Scaler
@@ -52,11 +54,13 @@ class CallBook:
         self.in_flight = 0
         self._limits = limits
         self._account_concurrency = limits.account_concurrency
-        self._nodes = NodeTable(limits.cpu_overcommit, limits.disk_overcommit)
-        self._fleet = Fleet(self._nodes, seed)
+        eviction = policies.eviction(limits.eviction)()
+        self._nodes = NodeTable(limits.cpu_overcommit, limits.disk_overcommit, eviction)
+        self._fleet = Fleet(self._nodes, limits, seed)
         self._waiting = WaitingRoom(limits)
-        self._scaler = Scaler(self._fleet, limits, self.actions)
+        self._scaler = Scaler(self._fleet, limits, self.actions, eviction)
         self._preparation = self._scaler.preparation
+        self._lifetimes = Lifetimes(self._fleet, self.actions, self._scaler.line)
 
     @property
     def waiting_calls(self) -> int:
@@ -90,6 +94,8 @@ class CallBook:
             self.refusals += 1
             self._fleet.forget_unused(version)
             raise error
+        if function.learns and not function.in_flight and function.invocations:
+            function.keep_alive.called(self._fleet.now - function.quiet_since)
         function.in_flight += 1
         function.account.in_flight += 1
         if function.reserved is None:
@@ -124,6 +130,10 @@ class CallBook:
         call.environment = None
         self.in_flight -= 1
         function.release()
+        if function.learns and not function.in_flight:
+            function.quiet_since = self._fleet.now
+            function.last_spec = call.spec
+            self._lifetimes.became_quiet(function)
 
     def _end_waiting(self, call: Call, version: VersionState) -> None:
         self._waiting.remove(call, version)

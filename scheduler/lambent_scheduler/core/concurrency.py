@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, NamedTuple
 from lambent.errors import ThrottledError
 
 if TYPE_CHECKING:
+    from lambent_scheduler.core.policies import KeepAlive
+    from lambent_scheduler.core.version import VersionSpec
     from lambent_scheduler.core.version_state import VersionState
+
+_UNKNOWN_START_S = 0.1
+"""Taken for the time that a start takes before there has been one: an interpreter with a few imports."""
+_START_WEIGHT = 0.3
+"""Of the last start in the mean: a change shows after three."""
 
 
 class AccountState:
@@ -44,6 +51,12 @@ class FunctionState:
         ticket: Place in the line for memory: the lower, the sooner.
         queued: Versions of it that stand in that line.
         deleted: True when the function exists no more and its counts go with its last environment.
+        keep_alive: Decides how long its environments stay idle.
+        learns: Whether that is told of calls, and so those below are kept.
+        quiet_since: When the last call that ran or waited ended.
+        quiet_look_s: From then on, until it is looked at whether the next call is expected.
+        last_spec: The version of the last call that ended; None when that is not wanted any more.
+        start_s: What making an environment takes, in seconds.
     """
 
     __slots__ = (
@@ -56,9 +69,16 @@ class FunctionState:
         "held_mib",
         "in_flight",
         "invocations",
+        "invocations_before",
+        "keep_alive",
+        "last_spec",
+        "learns",
         "partition",
         "queued",
+        "quiet_look_s",
+        "quiet_since",
         "reserved",
+        "start_s",
         "throttles",
         "ticket",
         "versions",
@@ -66,7 +86,9 @@ class FunctionState:
         "waiting_bytes",
     )
 
-    def __init__(self, account_id: str, function_name: str, partition: int, account: AccountState) -> None:
+    def __init__(
+        self, account_id: str, function_name: str, partition: int, account: AccountState, keep_alive: KeepAlive
+    ) -> None:
         self.account_id = account_id
         self.function_name = function_name
         self.partition = partition
@@ -84,6 +106,21 @@ class FunctionState:
         self.ticket = 0
         self.queued = 0
         self.deleted = False
+        self.keep_alive = keep_alive
+        self.learns = keep_alive.learns
+        self.quiet_since = 0.0
+        self.quiet_look_s = 0.0
+        self.last_spec: VersionSpec | None = None
+        self.start_s = _UNKNOWN_START_S
+        self.invocations_before = 0  # its environments of now
+
+    def frequency(self) -> int:
+        """Give the number of its calls since it has had environments."""
+        return self.invocations - self.invocations_before
+
+    def started(self, start_s: float) -> None:
+        """Making an environment of it has taken so long."""
+        self.start_s += (start_s - self.start_s) * _START_WEIGHT
 
     def set_reserved(self, reserved: int | None) -> None:
         """Take a new reservation: what is in flight moves to the pool that it now belongs to."""

@@ -61,7 +61,7 @@ class Dispatcher(CallBook):
         call: Call,
         reserved: int | None,
         account_reserved: int,
-        now: float,  # noqa: ARG002 - every event has its time, used or not
+        now: float,
     ) -> Environment | None:
         """Admit a call.
 
@@ -78,6 +78,7 @@ class Dispatcher(CallBook):
             ThrottledError: A concurrency limit is reached. `details["Reason"]` is AWS's.
             NoCapacityError: No node could ever hold it, or too many calls wait. A call that raised is not admitted.
         """
+        self._fleet.now = now
         version = self._versions.get(call.spec.key)
         if version is None:
             version = self._fleet.version(call.spec)
@@ -103,6 +104,8 @@ class Dispatcher(CallBook):
         else:
             self._admit_waiting(call, version)
             return None
+        if function.learns and not function.in_flight:
+            function.keep_alive.called(now - function.quiet_since)
         function.in_flight += 1
         account.in_flight += 1
         if reserved is None:
@@ -126,6 +129,7 @@ class Dispatcher(CallBook):
             The call that the environment serves next, if one waits: send it, no Bind follows. None when the environment
             is idle or stops, or served nothing (it was stopped or lost before).
         """
+        self._fleet.now = now
         if environment.phase is not _BUSY:
             return None
         call = environment.call
@@ -153,7 +157,7 @@ class Dispatcher(CallBook):
             self._scaler.room_changed()
         return None
 
-    def returned(self, environment: Environment, now: float) -> bool:  # noqa: ARG002 - every event has its time
+    def returned(self, environment: Environment, now: float) -> bool:
         """A BUSY environment would not take the call that it was bound to: it is ending, and its node says so later.
 
         The environment is ordered to stop, and the call is served next of all that wait for its version.
@@ -162,6 +166,7 @@ class Dispatcher(CallBook):
             True when the call goes on. False when it has come back `Limits.start_attempts` times: it has ended here,
             and no action follows for it; or when the environment serves nothing.
         """
+        self._fleet.now = now
         call = environment.call
         if environment.phase is not _BUSY or call is None:
             return False
@@ -187,12 +192,13 @@ class Dispatcher(CallBook):
             self._scaler.demand_changed(version)
             self._fleet.forget_unused(version)
 
-    def cancel(self, call: Call, now: float) -> bool:  # noqa: ARG002 - every event has its time, used or not
+    def cancel(self, call: Call, now: float) -> bool:
         """Take a call out of the queue.
 
         Returns:
             True when it waited: it has ended, and no action follows for it. False when it runs, or has ended before.
         """
+        self._fleet.now = now
         if not call.waiting:
             return False
         version = self._versions[call.spec.key]
@@ -209,12 +215,15 @@ class Dispatcher(CallBook):
             now: See the class.
             init_error: Why its init failed, which is then tried again in its first call. Nothing is prepared by that.
         """
+        self._fleet.now = now
         environment = self._fleet.environments.get(environment_id)
         if environment is None:
             return
         if environment.phase is Phase.STARTING:
             self._fleet.set_ready(environment, now)
             version = environment.version
+            if environment.start is not None:
+                version.function.started(now - environment.start.ordered_at)
             if init_error is not None and version.spec.snap_start and not version.waiting:
                 self._preparation.failed(version, init_error)
                 self._scaler.stop(environment, "failed")
@@ -225,8 +234,9 @@ class Dispatcher(CallBook):
             # Adopted while it served somebody else's call.
             self._serve_or_rest(environment, now)
 
-    def spent(self, environment_id: str, now: float) -> None:  # noqa: ARG002 - every event has its time
+    def spent(self, environment_id: str, now: float) -> None:
         """An environment has served as long as its node wants: it stops, after its call where it serves one."""
+        self._fleet.now = now
         environment = self._fleet.environments.get(environment_id)
         if environment is None:
             return
@@ -245,6 +255,7 @@ class Dispatcher(CallBook):
                 and fails with it after `Limits.start_attempts` of them.
             now: See the class.
         """
+        self._fleet.now = now
         environment = self._fleet.environments.get(environment_id)
         if environment is None or environment.phase is Phase.PLANNED:
             return
@@ -271,7 +282,7 @@ class Dispatcher(CallBook):
         function_name: str,
         keep: Collection[VersionKey],
         reason: str,
-        now: float,  # noqa: ARG002 - every event has its time, used or not
+        now: float,
         *,
         error: ServiceError | None = None,
     ) -> None:
@@ -285,6 +296,7 @@ class Dispatcher(CallBook):
             now: See the class.
             error: Ends the calls that wait for those versions. Without it they still run, on the version they came for.
         """
+        self._fleet.now = now
         function = self._fleet.functions.get((account, function_name))
         if function is None:
             return
@@ -294,6 +306,8 @@ class Dispatcher(CallBook):
                 self._retire(version, reason, error)
         if self._scaler.line:
             self._scaler.room_changed()  # what was still starting could not be evicted, and what stops will be gone
+        if function.last_spec is not None and function.last_spec.key not in keep:
+            function.last_spec = None
         self._fleet.forget_deleted(function)
 
     def keep_prepared(
@@ -301,12 +315,13 @@ class Dispatcher(CallBook):
         account: str,
         function_name: str,
         specs: Collection[VersionSpec],
-        now: float,  # noqa: ARG002 - every event has its time
+        now: float,
     ) -> None:
         """Keep at least one environment prepared of each of these versions of a function, and of no other.
 
         Prepared follows for each version that was not kept before.
         """
+        self._fleet.now = now
         self._preparation.keep(self._fleet.functions.get((account, function_name)), specs)
 
     def reservation_changed(self, account: str, function_name: str, reserved: int | None) -> None:
@@ -344,6 +359,7 @@ class Dispatcher(CallBook):
                 `ready` tells the end.
             reserved: NodeStatus.reserved. None: what `held` reserves, or as before.
         """
+        self._fleet.now = now
         node = self._nodes.join(node_id, capacity, labels, runtimes, draining=draining)
         if draining:
             self._empty(node)
@@ -362,7 +378,7 @@ class Dispatcher(CallBook):
     def node_changed(
         self,
         node_id: str,
-        now: float,  # noqa: ARG002 - every event has its time, used or not
+        now: float,
         *,
         draining: bool | None = None,
         reserved: Mapping[str, int] | None = None,
@@ -376,6 +392,7 @@ class Dispatcher(CallBook):
             reserved: NodeStatus.reserved; what exceeds our own reservations belongs to other schedulers. None: as
                 before.
         """
+        self._fleet.now = now
         node = self._nodes.get(node_id)
         if node is None:
             return
@@ -388,11 +405,12 @@ class Dispatcher(CallBook):
         self._scaler.node_settled(node)
         self._scaler.room_changed()
 
-    def node_lost(self, node_id: str, error: ServiceError, now: float) -> None:  # noqa: ARG002 - every event has its time
+    def node_lost(self, node_id: str, error: ServiceError, now: float) -> None:
         """A node is gone with all its environments; their calls fail with `error`, marked as dispatched.
 
         Nothing happens when the node is not known.
         """
+        self._fleet.now = now
         node = self._nodes.leave(node_id)
         if node is None:
             return
@@ -410,19 +428,18 @@ class Dispatcher(CallBook):
 
     def tick(self, now: float) -> None:
         """Time has passed: end what has waited or idled long enough. To be called at `next_deadline` or soon after."""
+        self._fleet.now = now
         self._expire_waiting(now)
-        while (environment := self._fleet.idle.first()) is not None and self._idle_end(environment) <= now:
-            self._scaler.stop(environment, "idle")
+        self._lifetimes.tick(now)
         self._preparation.tick(now)
         if self._refusals.forget_past(now):
             self._scaler.room_changed()
 
     def next_deadline(self) -> float | None:
         """Give the time at which `tick` has something to do, which may be past; None when it has nothing."""
-        idle = self._fleet.idle.first()
         times = (
             self._waiting.next_expiry(),
-            None if idle is None else self._idle_end(idle),
+            self._lifetimes.next_deadline(),
             self._refusals.next_end(),
             self._preparation.next_deadline(),
         )
@@ -445,9 +462,6 @@ class Dispatcher(CallBook):
         return self._nodes
 
     # Inside.
-
-    def _idle_end(self, environment: Environment) -> float:
-        return environment.last_used + self._limits.keep_alive_s
 
     def _serve_or_rest(self, environment: Environment, now: float) -> None:
         call = self._next_call(environment, now)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import random
 import uuid
+from functools import partial
 from typing import TYPE_CHECKING
 
+from lambent_scheduler.core import policies
 from lambent_scheduler.core.concurrency import AccountState, FunctionState
 from lambent_scheduler.core.environments import Environment, Phase, idle_since
 from lambent_scheduler.core.heaps import LazyHeap
 from lambent_scheduler.core.version_state import VersionState
 
 if TYPE_CHECKING:
+    from lambent_scheduler.core.limits import Limits
     from lambent_scheduler.core.nodes import NodeState
     from lambent_scheduler.core.placement import NodeTable
     from lambent_scheduler.core.version import VersionKey, VersionSpec
@@ -25,17 +28,20 @@ class Fleet:
         environments: Environments by id, planned ones included.
         versions: Versions with environments or waiting calls.
         functions: Functions seen, by account and name.
-        idle: Idle environments, least recently used first.
+        idle: Idle environments, the one that is to end first in front.
         prepared: Prepared environments, the one longest out of use first.
+        now: Time of the event that is being answered.
     """
 
-    def __init__(self, nodes: NodeTable, seed: int) -> None:
+    def __init__(self, nodes: NodeTable, limits: Limits, seed: int) -> None:
         self.nodes = nodes
         self.environments: dict[str, Environment] = {}
         self.versions: dict[VersionKey, VersionState] = {}
         self.functions: dict[tuple[str, str], FunctionState] = {}
-        self.idle: LazyHeap[Environment] = LazyHeap(idle_since)
+        self.idle: LazyHeap[Environment] = LazyHeap(idle_end)
         self.prepared: LazyHeap[Environment] = LazyHeap(idle_since)
+        self.now = 0.0
+        self._new_keep_alive = partial(policies.keep_alive(limits.keep_alive), limits.keep_alive_s)
         self._accounts: dict[str, AccountState] = {}
         self._random = random.Random(seed)  # noqa: S311 - ids and samples, not secrets
 
@@ -59,7 +65,7 @@ class Fleet:
         function = self.functions.get(name)
         if function is None:
             account = self._accounts.setdefault(spec.account, AccountState())
-            function = self.functions[name] = FunctionState(*name, spec.partition, account)
+            function = self.functions[name] = FunctionState(*name, spec.partition, account, self._new_keep_alive())
         return function
 
     def starting_for_nobody(self, version: VersionState) -> list[Environment]:
@@ -175,8 +181,11 @@ class Fleet:
         del self.environments[environment.environment_id]
         del node.environments[environment.environment_id]
         version.environments -= 1
-        version.function.environments -= 1
-        version.function.held_mib -= environment.spec.memory_mib
+        function = version.function
+        function.environments -= 1
+        function.held_mib -= environment.spec.memory_mib
+        if not function.environments:
+            function.invocations_before = function.invocations
         self.nodes.release(node, environment.spec)
 
     def _make(self, version: VersionState, node: NodeState) -> Environment:
@@ -224,3 +233,16 @@ class Fleet:
         del environment.version.planned[environment]
         environment.node.promised.subtract(environment.spec)
         environment.node.planned.remove(environment)
+
+
+def idle_end(environment: Environment) -> float | None:
+    """Give the time at which an idle environment is to end; None for one that is not idle.
+
+    Of one that was started ahead of calls and has served none, it is the time until which one is expected.
+    """
+    if environment.phase is not Phase.IDLE:
+        return None
+    function = environment.version.function
+    windows = function.keep_alive.windows()
+    end = environment.last_used + windows.stay_s
+    return end if environment.served else max(end, function.quiet_since + windows.expect_s)

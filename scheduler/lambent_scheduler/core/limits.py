@@ -13,7 +13,10 @@ class Limits:
 
     Attributes:
         account_concurrency: Invocations of one account that run or wait at once. AWS Lambda quotas: 1,000.
-        keep_alive_s: An environment that served nothing for so long is stopped. AWS keeps 5 to 15 minutes.
+        keep_alive_s: An environment that served nothing for so long is stopped. AWS keeps 5 to 15 minutes. Policies
+            that learn go by it as long as they know nothing.
+        keep_alive: Name of the policy that decides how long environments stay idle; see `policies`.
+        eviction: Name of the policy that decides which of them makes room for another one.
         max_queue_wait_s: Longest wait for capacity. Past it the caller does better to go elsewhere, unless an
             environment is being made for it by then.
         waiting_calls_per_function: One function's backlog: what an account may have in flight unless told otherwise.
@@ -37,6 +40,8 @@ class Limits:
 
     account_concurrency: int = 1000
     keep_alive_s: float = 600.0
+    keep_alive: str = "fixed"
+    eviction: str = "least-recently-used"
     max_queue_wait_s: float = 10.0
     waiting_calls_per_function: int = 1000
     waiting_calls: int = 10_000

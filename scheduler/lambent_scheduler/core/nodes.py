@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING
 
-from lambent_scheduler.core.environments import Phase, idle_since
+from lambent_scheduler.core.environments import Phase
 from lambent_scheduler.core.heaps import LazyHeap
 from lambent_scheduler.core.version import MEMORY_MIB_PER_CPU
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
     from lambent_scheduler.core.environments import Environment
     from lambent_scheduler.core.headroom import Pool
+    from lambent_scheduler.core.policies import Eviction
     from lambent_scheduler.core.version import VersionSpec
 
 # A resource that a node does not state is no bound.
@@ -67,7 +69,7 @@ class NodeState:
         idle: The part of `reserved` that eviction would free.
         environments: Alive or stopping, by id.
         planned: Environments that wait for room on this node, first come first served.
-        idle_order: Idle and prepared environments, least recently used first.
+        idle_order: Idle and prepared environments, the one that is evicted first in front.
         failures: Starts that failed in a row.
         packages: Code packages that the node has fetched for us, oldest first.
         pools: Indexes that the node stands in.
@@ -96,7 +98,7 @@ class NodeState:
         "stopping",
     )
 
-    def __init__(self, node_id: str, slot: int) -> None:
+    def __init__(self, node_id: str, slot: int, eviction: Eviction) -> None:
         self.node_id = node_id
         self.slot = slot
         self.labels: frozenset[tuple[str, str]] = frozenset()
@@ -111,7 +113,7 @@ class NodeState:
         self.idle = Resources()
         self.environments: dict[str, Environment] = {}
         self.planned: deque[Environment] = deque()
-        self.idle_order: LazyHeap[Environment] = LazyHeap(idle_since)
+        self.idle_order: LazyHeap[Environment] = LazyHeap(partial(_value_of_idle, eviction))
         self.failures = 0
         self.packages: dict[str, None] = {}
         self.pools: list[Pool] = []
@@ -187,3 +189,8 @@ class NodeState:
         forgotten = next(iter(self.packages))
         del self.packages[forgotten]
         return forgotten
+
+
+def _value_of_idle(eviction: Eviction, environment: Environment) -> float | None:
+    """Give what an environment is worth, None for one that could not be evicted."""
+    return eviction.value(environment) if environment.phase in (Phase.IDLE, Phase.PREPARED) else None

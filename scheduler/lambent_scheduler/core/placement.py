@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from lambent_scheduler.core.headroom import Pool, Shape
 from lambent_scheduler.core.nodes import NodeState, Resources
+from lambent_scheduler.core.policies import LEAST_RECENTLY_USED
 from lambent_scheduler.core.version import cpu_millis
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
+    from lambent_scheduler.core.policies import Eviction
     from lambent_scheduler.core.version import VersionSpec
 
 # Two choices bring nearly all of what looking at every node would (Mitzenmacher, 2001); a third adds little.
@@ -85,9 +87,21 @@ class _Holders:
 
 
 class NodeTable:
-    """All nodes, indexed by what they can still take. One writer."""
+    """All nodes, indexed by what they can still take. One writer.
 
-    def __init__(self, cpu_overcommit: float = 1.0, disk_overcommit: float = 1.0) -> None:
+    Args:
+        cpu_overcommit: See Limits.
+        disk_overcommit: See Limits.
+        eviction: Says which idle environments of a node are evicted first.
+    """
+
+    def __init__(
+        self,
+        cpu_overcommit: float = 1.0,
+        disk_overcommit: float = 1.0,
+        eviction: Eviction = LEAST_RECENTLY_USED,
+    ) -> None:
+        self._eviction = eviction
         self._cpu_overcommit = cpu_overcommit
         self._disk_overcommit = disk_overcommit
         self._by_id: dict[str, NodeState] = {}
@@ -130,7 +144,7 @@ class NodeTable:
             slot = self._free_slots.pop() if self._free_slots else len(self._slots)
             if slot == len(self._slots):
                 self._slots.append(None)
-            node = NodeState(node_id, slot)
+            node = NodeState(node_id, slot, self._eviction)
             self._by_id[node_id] = self._slots[slot] = node
         else:
             self._count(node, -1)

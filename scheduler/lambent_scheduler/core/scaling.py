@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lambent_scheduler.core.fleet import Fleet
     from lambent_scheduler.core.limits import Limits
     from lambent_scheduler.core.nodes import NodeState
+    from lambent_scheduler.core.policies import Eviction
     from lambent_scheduler.core.version_state import VersionState
 
 
@@ -35,8 +36,9 @@ class Scaler:
         look_at: From this time on a busy environment that becomes free may have to make room for another function.
     """
 
-    def __init__(self, fleet: Fleet, limits: Limits, actions: list[Action]) -> None:
+    def __init__(self, fleet: Fleet, limits: Limits, actions: list[Action], eviction: Eviction) -> None:
         self._fleet = fleet
+        self._eviction = eviction
         self._limits = limits
         self._actions = actions
         self.line = MemoryLine()
@@ -77,6 +79,7 @@ class Scaler:
     def node_settled(self, node: NodeState) -> None:
         """What a node has in use changed: evict for the planned environments, and order those that fit now."""
         while node.planned and node.missing() and (victim := node.idle_order.first()) is not None:
+            self._eviction.evicted(victim, self._fleet.now)
             self.stop(victim, "evicted")
         while node.planned and node.fits_now(node.planned[0].spec):
             environment = node.planned[0]
@@ -93,7 +96,7 @@ class Scaler:
         nodes = fleet.nodes.sample_reclaimable(version.request, fleet.draw())
         if not nodes:
             return False
-        self._plan(version, min(nodes, key=_oldest_use))
+        self._plan(version, min(nodes, key=self._least_value))
         return True
 
     def stop(self, environment: Environment, reason: str) -> None:
@@ -191,7 +194,6 @@ class Scaler:
         oldest = next(iter(version.waiting))
         self.look_at = min(self.look_at, oldest.arrived + self._limits.fair_wait_s)
 
-
-def _oldest_use(node: NodeState) -> tuple[float, int]:
-    environment = node.idle_order.first()
-    return (float("-inf") if environment is None else environment.last_used, node.slot)
+    def _least_value(self, node: NodeState) -> tuple[float, int]:
+        environment = node.idle_order.first()
+        return (float("-inf") if environment is None else self._eviction.value(environment), node.slot)

@@ -1,0 +1,72 @@
+"""Policies of the scaler, each a pure class behind one small interface: see docs/scaling.md.
+
+One module for each; a new one has its place in the table of its kind here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from lambent.errors import InvalidParameterError
+from lambent_scheduler.core.policies.fixed import FixedKeepAlive
+from lambent_scheduler.core.policies.greedy_dual import GreedyDual
+from lambent_scheduler.core.policies.histogram import HistogramKeepAlive
+from lambent_scheduler.core.policies.interfaces import LEAST_PREWARM_S, Eviction, KeepAlive, Windows
+from lambent_scheduler.core.policies.least_recently_used import LeastRecentlyUsed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import TypeVar
+
+    T = TypeVar("T")
+
+__all__ = [
+    "KEEP_ALIVE",
+    "EVICTION",
+    "KeepAlive",
+    "Eviction",
+    "Windows",
+    "LEAST_PREWARM_S",
+    "LEAST_RECENTLY_USED",
+    "keep_alive",
+    "eviction",
+]
+
+KEEP_ALIVE: Final[Mapping[str, Callable[[float], KeepAlive]]] = {
+    "fixed": FixedKeepAlive,
+    "histogram": HistogramKeepAlive,
+}
+"""Keep-alive policies by name; each is made for one function, with the operator's keep-alive in seconds."""
+
+LEAST_RECENTLY_USED: Final = LeastRecentlyUsed()
+
+EVICTION: Final[Mapping[str, Callable[[], Eviction]]] = {
+    "least-recently-used": LeastRecentlyUsed,
+    "greedy-dual": GreedyDual,
+}
+"""Eviction policies by name; each is made for one scheduler."""
+
+
+def keep_alive(name: str) -> Callable[[float], KeepAlive]:
+    """Give the keep-alive policy of this name.
+
+    Raises:
+        InvalidParameterError: There is none.
+    """
+    return _chosen("keep-alive", KEEP_ALIVE, name)
+
+
+def eviction(name: str) -> Callable[[], Eviction]:
+    """Give the eviction policy of this name.
+
+    Raises:
+        InvalidParameterError: There is none.
+    """
+    return _chosen("eviction", EVICTION, name)
+
+
+def _chosen(kind: str, policies: Mapping[str, T], name: str) -> T:
+    try:
+        return policies[name]
+    except KeyError:
+        raise InvalidParameterError(f"there is no {kind} policy {name!r}; there are {', '.join(policies)}") from None
