@@ -6,12 +6,14 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.core.specs import make_capacity, make_spec
 
-from lambent_scheduler.core import NodeTable, Placement, PlacementRequest, Shape, Unplaceable, place
+from lambent_scheduler.core import NodeTable, Placement, PlacementRequest, Shape, Unplaceable, place, policies
 from lambent_scheduler.core.nodes import NodeState, memory_by_cpu
+from lambent_scheduler.core.policies import PlacementPolicy
 from lambent_scheduler.core.version import cpu_millis
 
 _RUNTIMES = ("python3.11", "python3.12")
@@ -186,8 +188,10 @@ def test_memory_by_cpu_is_the_largest_that_fits(cpu: int) -> None:
     assert cpu_millis(memory_mib) <= cpu < cpu_millis(memory_mib + 1)
 
 
-def _table(nodes: int, memory_mib: int = 10_000, cpu: int = 100_000) -> NodeTable:
-    table = NodeTable()
+def _table(
+    nodes: int, memory_mib: int = 10_000, cpu: int = 100_000, policy: PlacementPolicy = policies.PACK_THEN_SPREAD
+) -> NodeTable:
+    table = NodeTable(policy=policy)
     for number in range(nodes):
         table.join(f"n{number}", make_capacity(memory_mib, cpu), {}, ["python3.11"])
     return table
@@ -200,7 +204,7 @@ def _request(memory_mib: int = 128, name: str = "f") -> PlacementRequest:
 
 def test_two_choices_keep_the_load_even() -> None:
     """With one random choice the fullest of 100 nodes would get three times the mean; with two it stays near it."""
-    table = _table(100)
+    table = _table(100, policy=policies.PLACEMENT["two-choices"]())
     for seed in range(1000):
         placed = place(table, _request(name=f"f{seed}"), seed)
         assert isinstance(placed, Placement)
@@ -208,6 +212,57 @@ def test_two_choices_keep_the_load_even() -> None:
     counts = [node.reserved.memory_mib // 128 for node in table]
     assert max(counts) <= 14
     assert min(counts) >= 5
+
+
+def _fill(table: NodeTable, number: int, memory_mib: int = 128) -> list[int]:
+    """Place environments of different functions, one after the other; give how many each node has got."""
+    for seed in range(number):
+        placed = place(table, _request(memory_mib, name=f"f{seed}"), seed)
+        assert isinstance(placed, Placement)
+        table.reserve(table.node(placed.node_id), make_spec(memory_mib=memory_mib))
+    return sorted((node.reserved.memory_mib // memory_mib for node in table), reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"), [("tight", [20, 4, 0, 0]), ("pack-then-spread", [20, 4, 0, 0]), ("least-loaded", [6, 6, 6, 6])]
+)
+def test_a_few_environments_are_packed_or_spread(name: str, counts: list[int]) -> None:
+    """Twenty fill a node of these."""
+    assert _fill(_table(4, memory_mib=2560, policy=policies.PLACEMENT[name]()), 24) == counts
+
+
+def test_packing_ends_where_environments_would_have_to_share_cores() -> None:
+    """The default goes on with the least loaded node then, where tight packing does not mind."""
+    counts = {}
+    for name in ("pack-then-spread", "tight"):
+        table = NodeTable(cpu_overcommit=16.0, policy=policies.PLACEMENT[name]())
+        for number in range(4):
+            table.join(f"n{number}", make_capacity(100_000, 2000), {}, ["python3.11"])
+        counts[name] = _fill(table, 16, 1769)
+    assert counts == {"pack-then-spread": [4, 4, 4, 4], "tight": [16, 0, 0, 0]}
+
+
+def test_a_burst_of_starts_is_spread_however_small_they_are() -> None:
+    """An init takes a core: the second node is better than a place in line for the first one's."""
+    table = _table(4, cpu=2000)
+    for seed in range(8):
+        placed = place(table, _request(name=f"f{seed}"), seed)
+        assert isinstance(placed, Placement)
+        node = table.node(placed.node_id)
+        table.reserve(node, make_spec())
+        node.starting += 1
+    assert sorted(node.starting for node in table) == [2, 2, 2, 2]
+
+
+def test_code_first_does_not_mind_load() -> None:
+    """Fetching a large package takes longer than sharing a core."""
+    table = NodeTable(cpu_overcommit=16.0, policy=policies.PLACEMENT["code-first"]())
+    for number in range(4):
+        table.join(f"n{number}", make_capacity(100_000, 1000), {}, ["python3.11"])
+    table.remember_package(table.node("n3"), "f-1")
+    for seed in range(10):
+        assert place(table, _request(1769), seed) == Placement("n3", has_code=True)
+        table.reserve(table.node("n3"), make_spec("f", 1769))
 
 
 def test_a_node_with_the_code_is_preferred() -> None:

@@ -79,6 +79,7 @@ class World:
             LIMITS,
             keep_alive=self.random.choice(list(policies.KEEP_ALIVE)),
             eviction=self.random.choice(list(policies.EVICTION)),
+            placement=self.random.choice(list(policies.PLACEMENT)),
         )
         self.dispatcher = Dispatcher(self.limits, seed)
         self.prewarmed = 0
@@ -425,6 +426,9 @@ class World:
                 assert amounts.memory_mib == sum(env.spec.memory_mib for env in members)
                 assert amounts.cpu_millis == sum(env.spec.cpu_millis for env in members)
                 assert amounts.disk_mib == sum(env.spec.ephemeral_storage_mib for env in members)
+            assert node.starting == sum(
+                env.phase in (Phase.PLANNED, Phase.STARTING) for env in node.environments.values()
+            )
             assert sorted(env.environment_id for env in node.planned) == sorted(env.environment_id for env in planned)
             if node.planned and node.missing():
                 assert not any(env.phase in _FREE for env in environments), "a planned environment waits for nothing"

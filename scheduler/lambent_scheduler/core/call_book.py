@@ -55,7 +55,9 @@ class CallBook:
         self._limits = limits
         self._account_concurrency = limits.account_concurrency
         eviction = policies.eviction(limits.eviction)()
-        self._nodes = NodeTable(limits.cpu_overcommit, limits.disk_overcommit, eviction)
+        self._nodes = NodeTable(
+            limits.cpu_overcommit, limits.disk_overcommit, eviction, policies.placement(limits.placement)()
+        )
         self._fleet = Fleet(self._nodes, limits, seed)
         self._waiting = WaitingRoom(limits)
         self._scaler = Scaler(self._fleet, limits, self.actions, eviction)

@@ -158,6 +158,7 @@ class Fleet:
     def set_ready(self, environment: Environment, now: float) -> None:
         """A STARTING environment can serve: BUSY until it is bound or set idle."""
         environment.version.starting -= 1
+        environment.node.starting -= 1
         environment.node.failures = 0
         environment.phase = Phase.BUSY
         environment.ready_at = environment.last_used = now
@@ -193,6 +194,7 @@ class Fleet:
         environment = Environment(environment_id, version.spec, node.node_id)
         self._take(environment, version, node)
         version.starting += 1
+        node.starting += 1
         return environment
 
     def _take(self, environment: Environment, version: VersionState, node: NodeState) -> None:
@@ -213,8 +215,10 @@ class Fleet:
             case Phase.PLANNED:
                 self._unplan(environment)
                 version.starting -= 1
+                node.starting -= 1
             case Phase.STARTING:
                 version.starting -= 1
+                node.starting -= 1
             case Phase.IDLE:
                 del version.idle[environment]
                 node.idle.subtract(spec)

@@ -17,6 +17,7 @@ class Limits:
             that learn go by it as long as they know nothing.
         keep_alive: Name of the policy that decides how long environments stay idle; see `policies`.
         eviction: Name of the policy that decides which of them makes room for another one.
+        placement: Name of the policy that decides which node gets a new one.
         max_queue_wait_s: Longest wait for capacity. Past it the caller does better to go elsewhere, unless an
             environment is being made for it by then.
         waiting_calls_per_function: One function's backlog: what an account may have in flight unless told otherwise.
@@ -42,6 +43,7 @@ class Limits:
     keep_alive_s: float = 600.0
     keep_alive: str = "fixed"
     eviction: str = "least-recently-used"
+    placement: str = "pack-then-spread"
     max_queue_wait_s: float = 10.0
     waiting_calls_per_function: int = 1000
     waiting_calls: int = 10_000

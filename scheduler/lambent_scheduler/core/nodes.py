@@ -69,6 +69,7 @@ class NodeState:
         idle: The part of `reserved` that eviction would free.
         environments: Alive or stopping, by id.
         planned: Environments that wait for room on this node, first come first served.
+        starting: Environments that are planned or ordered here and not ready yet.
         idle_order: Idle and prepared environments, the one that is evicted first in front.
         failures: Starts that failed in a row.
         packages: Code packages that the node has fetched for us, oldest first.
@@ -95,6 +96,7 @@ class NodeState:
         "reserved",
         "runtimes",
         "slot",
+        "starting",
         "stopping",
     )
 
@@ -113,6 +115,7 @@ class NodeState:
         self.idle = Resources()
         self.environments: dict[str, Environment] = {}
         self.planned: deque[Environment] = deque()
+        self.starting = 0
         self.idle_order: LazyHeap[Environment] = LazyHeap(partial(_value_of_idle, eviction))
         self.failures = 0
         self.packages: dict[str, None] = {}

@@ -1,8 +1,8 @@
 """Which node gets a new execution environment.
 
 Filter, sample, rank: the node table keeps, for every shape of request in use, an index of the nodes by what they can
-still take. Two feasible nodes are drawn at random, and two more of those that already have the code, and the best of
-them is taken (power of two choices). Neither a placement nor a refusal looks at all nodes.
+still take. A policy says which few of the feasible ones are compared, and which of these is best
+(`policies/placements.py`). Neither a placement nor a refusal looks at all nodes.
 """
 
 from __future__ import annotations
@@ -11,21 +11,19 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from lambent_scheduler.core.headroom import Pool, Shape
 from lambent_scheduler.core.nodes import NodeState, Resources
-from lambent_scheduler.core.policies import LEAST_RECENTLY_USED
-from lambent_scheduler.core.version import cpu_millis
+from lambent_scheduler.core.policies import LEAST_RECENTLY_USED, PACK_THEN_SPREAD
+from lambent_scheduler.core.sampling import positions, scatter
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
-    from lambent_scheduler.core.policies import Eviction
+    from lambent_scheduler.core.policies import Eviction, PlacementPolicy
     from lambent_scheduler.core.version import VersionSpec
 
-# Two choices bring nearly all of what looking at every node would (Mitzenmacher, 2001); a third adds little.
-_SAMPLE = 2
+_RECLAIM_SAMPLE = 2  # as the policies do, and for their reason
 # Shapes are few: runtimes times sizes of /tmp in use. Past this the oldest index is dropped, and built again when
 # asked for.
 _POOLS = 64
-_MASK_64 = (1 << 64) - 1
 
 
 class PlacementRequest(NamedTuple):
@@ -93,6 +91,7 @@ class NodeTable:
         cpu_overcommit: See Limits.
         disk_overcommit: See Limits.
         eviction: Says which idle environments of a node are evicted first.
+        policy: Says which node gets a new environment.
     """
 
     def __init__(
@@ -100,7 +99,9 @@ class NodeTable:
         cpu_overcommit: float = 1.0,
         disk_overcommit: float = 1.0,
         eviction: Eviction = LEAST_RECENTLY_USED,
+        policy: PlacementPolicy = PACK_THEN_SPREAD,
     ) -> None:
+        self.policy = policy
         self._eviction = eviction
         self._cpu_overcommit = cpu_overcommit
         self._disk_overcommit = disk_overcommit
@@ -269,10 +270,7 @@ class NodeTable:
         return pool
 
     def sample_feasible(self, request: PlacementRequest, seed: int) -> list[NodeState]:
-        """Draw up to two nodes that can take the request, and up to two more that also have its code.
-
-        Empty when no node can.
-        """
+        """Draw the nodes to be compared, of those that can take the request. Empty when no node can."""
         pool = self.pool(request.shape)
         memory_mib, by_memory, by_cpu = request.memory_mib, pool.by_memory, pool.by_cpu
         first = by_memory.below(memory_mib)
@@ -281,17 +279,17 @@ class NodeTable:
         count = in_memory + len(by_cpu) - first_by_cpu
         if not count:
             return []
-        draw = _scatter(seed)
+        draw = scatter(seed)
         candidates = []
-        for position in _positions(count, _SAMPLE, len(request.excluded), draw):
+        for position in self.policy.sample(in_memory, count - in_memory, len(request.excluded), draw):
             if position < in_memory:
                 slot = by_memory.slot_at(first + position)
             else:
                 slot = by_cpu.slot_at(first_by_cpu + position - in_memory)
             candidates.append(pool.members[slot])
-        holders = self._holders.get(request.code_sha256)
+        holders = self._holders.get(request.code_sha256) if self.policy.holders else None
         if holders is not None:
-            for position in _positions(len(holders.slots), _SAMPLE, 0, draw >> 7):
+            for position in positions(len(holders.slots), self.policy.holders, 0, draw >> 7):
                 slot = holders.slots[position]
                 if by_memory.has_room(slot, memory_mib) or by_cpu.has_room(slot, memory_mib):
                     candidates.append(pool.members[slot])
@@ -310,8 +308,8 @@ class NodeTable:
         index = pool.reclaim()
         first = index.below(request.memory_mib)
         count = len(index) - first
-        positions = _positions(count, _SAMPLE, len(request.excluded), _scatter(seed))
-        nodes = [pool.members[index.slot_at(first + position)] for position in positions]
+        drawn = positions(count, _RECLAIM_SAMPLE, len(request.excluded), scatter(seed))
+        nodes = [pool.members[index.slot_at(first + position)] for position in drawn]
         return [node for node in nodes if node.node_id not in request.excluded]
 
     def rejections(self, request: PlacementRequest) -> Unplaceable:
@@ -331,18 +329,6 @@ class NodeTable:
         return Unplaceable({reason: count for reason, count in reasons.items() if count}, len(self._by_id))
 
 
-def rank(node: NodeState, request: PlacementRequest) -> tuple[bool, bool, bool, float, int]:
-    """Give the place of a feasible node in the order of preference; the smallest is best.
-
-    Nodes whose last start failed come last, or a sick node, being always empty, would take everything. Nodes with a
-    core to spare come first, and among them those that have the code: fetching it is the dearest part of a start. Where
-    all cores are spoken for, load counts before code.
-    """
-    load = (node.reserved.cpu_millis + node.foreign.cpu_millis + cpu_millis(request.memory_mib)) / node.cores_millis
-    full = load > 1.0
-    return (node.failures > 0, full, not full and request.code_sha256 not in node.packages, load, node.slot)
-
-
 def place(table: NodeTable, request: PlacementRequest, seed: int) -> Placement | Unplaceable:
     """Choose the node for a new execution environment.
 
@@ -360,24 +346,6 @@ def place(table: NodeTable, request: PlacementRequest, seed: int) -> Placement |
     candidates = table.sample_feasible(request, seed)
     if not candidates:
         return table.rejections(request)
+    rank = table.policy.rank
     best = candidates[0] if len(candidates) == 1 else min(candidates, key=lambda node: rank(node, request))
     return Placement(best.node_id, request.code_sha256 in best.packages)
-
-
-def _scatter(seed: int) -> int:
-    """Turn a seed into 64 bits that look random (the finaliser of SplitMix64, Steele et al., 2014)."""
-    bits = (seed * 0x9E3779B97F4A7C15) & _MASK_64
-    bits = ((bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9) & _MASK_64
-    bits = ((bits ^ (bits >> 27)) * 0x94D049BB133111EB) & _MASK_64
-    return bits ^ (bits >> 31)
-
-
-def _positions(count: int, wanted: int, excluded: int, draw: int) -> Collection[int]:
-    """Draw positions below `count`: enough that `wanted` remain when `excluded` of them are struck out."""
-    if count <= wanted + excluded:
-        return range(count)
-    start = draw % count
-    if excluded:
-        return [(start + step) % count for step in range(wanted + excluded)]
-    other = (draw >> 32) % (count - 1)
-    return (start, other + 1 if other >= start else other)

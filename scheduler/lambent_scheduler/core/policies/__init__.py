@@ -11,8 +11,9 @@ from lambent.errors import InvalidParameterError
 from lambent_scheduler.core.policies.fixed import FixedKeepAlive
 from lambent_scheduler.core.policies.greedy_dual import GreedyDual
 from lambent_scheduler.core.policies.histogram import HistogramKeepAlive
-from lambent_scheduler.core.policies.interfaces import LEAST_PREWARM_S, Eviction, KeepAlive, Windows
+from lambent_scheduler.core.policies.interfaces import LEAST_PREWARM_S, Eviction, KeepAlive, PlacementPolicy, Windows
 from lambent_scheduler.core.policies.least_recently_used import LeastRecentlyUsed
+from lambent_scheduler.core.policies.placements import CodeFirst, LeastLoaded, PackThenSpread, TightPacking, TwoChoices
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -21,15 +22,19 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 __all__ = [
-    "KEEP_ALIVE",
     "EVICTION",
-    "KeepAlive",
-    "Eviction",
-    "Windows",
+    "KEEP_ALIVE",
     "LEAST_PREWARM_S",
     "LEAST_RECENTLY_USED",
-    "keep_alive",
+    "PACK_THEN_SPREAD",
+    "PLACEMENT",
+    "Eviction",
+    "KeepAlive",
+    "PlacementPolicy",
+    "Windows",
     "eviction",
+    "keep_alive",
+    "placement",
 ]
 
 KEEP_ALIVE: Final[Mapping[str, Callable[[float], KeepAlive]]] = {
@@ -39,12 +44,22 @@ KEEP_ALIVE: Final[Mapping[str, Callable[[float], KeepAlive]]] = {
 """Keep-alive policies by name; each is made for one function, with the operator's keep-alive in seconds."""
 
 LEAST_RECENTLY_USED: Final = LeastRecentlyUsed()
+PACK_THEN_SPREAD: Final = PackThenSpread()
 
 EVICTION: Final[Mapping[str, Callable[[], Eviction]]] = {
     "least-recently-used": LeastRecentlyUsed,
     "greedy-dual": GreedyDual,
 }
 """Eviction policies by name; each is made for one scheduler."""
+
+PLACEMENT: Final[Mapping[str, Callable[[], PlacementPolicy]]] = {
+    "pack-then-spread": PackThenSpread,
+    "tight": TightPacking,
+    "least-loaded": LeastLoaded,
+    "two-choices": TwoChoices,
+    "code-first": CodeFirst,
+}
+"""Placement policies by name; each is made for one scheduler."""
 
 
 def keep_alive(name: str) -> Callable[[float], KeepAlive]:
@@ -63,6 +78,15 @@ def eviction(name: str) -> Callable[[], Eviction]:
         InvalidParameterError: There is none.
     """
     return _chosen("eviction", EVICTION, name)
+
+
+def placement(name: str) -> Callable[[], PlacementPolicy]:
+    """Give the placement policy of this name.
+
+    Raises:
+        InvalidParameterError: There is none.
+    """
+    return _chosen("placement", PLACEMENT, name)
 
 
 def _chosen(kind: str, policies: Mapping[str, T], name: str) -> T:

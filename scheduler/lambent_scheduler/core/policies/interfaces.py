@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from lambent_scheduler.core.environments import Environment
+    from lambent_scheduler.core.nodes import NodeState
+    from lambent_scheduler.core.placement import PlacementRequest
 
 LEAST_PREWARM_S: Final = 30.0
 """A call that is expected sooner is better waited for by the environment that there is."""
@@ -51,3 +55,30 @@ class Eviction(Protocol):
 
     def evicted(self, environment: Environment, now: float) -> None:
         """It had the lowest value, and has to make room."""
+
+
+Rank: TypeAlias = tuple[bool, bool, bool, float, int]
+"""A place in an order of preference; the smallest is best."""
+
+
+class PlacementPolicy(Protocol):
+    """Decides which of the nodes that can take a new environment gets it.
+
+    Attributes:
+        holders: How many random ones of those that have the code are looked at beside the sample.
+    """
+
+    holders: int
+
+    def sample(self, by_memory: int, by_cpu: int, excluded: int, draw: int) -> Collection[int]:
+        """Give which nodes to look at: positions in two lists that follow one another.
+
+        Args:
+            by_memory: Length of the first list: nodes that are bound by memory, the one with least room first.
+            by_cpu: Length of the second list: nodes that are bound by CPU, in the same order.
+            excluded: So many nodes may be struck out afterwards; look at as many more, so that one remains.
+            draw: 64 random bits.
+        """
+
+    def rank(self, node: NodeState, request: PlacementRequest) -> Rank:
+        """Give the place of a node in the order of preference."""
