@@ -92,6 +92,13 @@ _ADDRESS = _Address()
     help="What decides which idle environment makes room for another one.",
 )
 @click.option(
+    "--placement-policy",
+    type=click.Choice(list(policies.PLACEMENT)),
+    default="pack-then-spread",
+    show_default=True,
+    help="What decides which node gets a new environment.",
+)
+@click.option(
     "--max-queue-wait",
     "max_queue_wait_s",
     type=click.FloatRange(min=0, max=900),
@@ -134,6 +141,7 @@ def scheduler(  # noqa: PLR0917 - one parameter per option, all given by name
     keep_alive_s: float,
     keep_alive_policy: str,
     eviction_policy: str,
+    placement_policy: str,
     max_queue_wait_s: float,
     account_concurrency: int,
     drain_s: float,
@@ -167,6 +175,7 @@ def scheduler(  # noqa: PLR0917 - one parameter per option, all given by name
             keep_alive_s=keep_alive_s,
             keep_alive_policy=keep_alive_policy,
             eviction_policy=eviction_policy,
+            placement_policy=placement_policy,
             max_queue_wait_s=max_queue_wait_s,
             account_concurrency=account_concurrency,
             drain_s=drain_s,

@@ -26,6 +26,7 @@ class SchedulerConfig:
         keep_alive_s: How long an idle environment stays; see `Limits`.
         keep_alive_policy: Name of the policy that decides about that.
         eviction_policy: Name of the policy that decides which idle environment makes room.
+        placement_policy: Name of the policy that decides which node gets a new environment.
         max_queue_wait_s: Longest wait of a synchronous call for capacity; see `Limits`.
         account_concurrency: Most invocations that an account may have running or waiting.
         drain_s: How long running calls may take after the order to stop.
@@ -43,6 +44,7 @@ class SchedulerConfig:
     keep_alive_s: float
     keep_alive_policy: str
     eviction_policy: str
+    placement_policy: str
     max_queue_wait_s: float
     account_concurrency: int
     drain_s: float

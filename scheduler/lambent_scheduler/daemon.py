@@ -157,6 +157,7 @@ class _Scheduler:
             keep_alive_s=config.keep_alive_s,
             keep_alive=config.keep_alive_policy,
             eviction=config.eviction_policy,
+            placement=config.placement_policy,
             max_queue_wait_s=config.max_queue_wait_s,
         )
         dispatcher = Dispatcher(limits, seed=random.SystemRandom().getrandbits(128))

@@ -113,6 +113,13 @@ class WrongUsageError(CommandFailedError):
     help="least-recently-used or greedy-dual: what decides which idle environment makes room for another one.",
 )
 @click.option(
+    "--placement-policy",
+    default="pack-then-spread",
+    show_default=True,
+    metavar="NAME",
+    help="pack-then-spread, tight, least-loaded, two-choices or code-first: which node gets a new environment.",
+)
+@click.option(
     "--max-queue-wait",
     type=click.FloatRange(min=0, max=900),
     default=10.0,
@@ -173,6 +180,7 @@ def up(  # noqa: PLR0917, click gives the options by name
     keep_alive: float,
     keep_alive_policy: str,
     eviction_policy: str,
+    placement_policy: str,
     max_queue_wait: float,
     allow_missing: str,
     networks: Path | None,
@@ -215,7 +223,7 @@ def up(  # noqa: PLR0917, click gives the options by name
             *Recycling(recycle_after_invocations, recycle_after_hours).flags(),
         ),
         scheduler=SchedulerOptions(
-            grpc_port, http_port, keep_alive, max_queue_wait, keep_alive_policy, eviction_policy
+            grpc_port, http_port, keep_alive, max_queue_wait, keep_alive_policy, eviction_policy, placement_policy
         ),
         given=GivenStores(etcd, nats, credentials),
     )

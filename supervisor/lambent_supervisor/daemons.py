@@ -43,6 +43,7 @@ class SchedulerOptions:
         max_queue_wait_s: Longest time that a call waits for an environment.
         keep_alive_policy: Decides how long idle environments stay.
         eviction_policy: Decides which of them makes room for another one.
+        placement_policy: Decides which node gets a new one.
     """
 
     grpc_port: int
@@ -51,6 +52,7 @@ class SchedulerOptions:
     max_queue_wait_s: float
     keep_alive_policy: str
     eviction_policy: str
+    placement_policy: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,7 @@ def scheduler_spec(
             f"--max-queue-wait={options.max_queue_wait_s:g}",
             f"--keep-alive-policy={options.keep_alive_policy}",
             f"--eviction-policy={options.eviction_policy}",
+            f"--placement-policy={options.placement_policy}",
         )
 
     return ChildSpec("scheduler", command, environment, directory.log("scheduler"))
