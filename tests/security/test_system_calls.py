@@ -134,6 +134,10 @@ REFUSED: dict[str, tuple[int | str, ...]] = {
     "ioctl, freeze": (16, 0, 0xC0045877, HERE),
     "personality, layout of memory": (135, 0x0040000),
     "personality, executable data": (135, 0x0400000),
+    "madvise, mergeable": (28, 0, 0, 12),
+    "madvise, mergeable, bits that the kernel ignores": (28, 0, 0, 0x1_0000_000C),
+    "prctl, merge memory": (157, 67, 1, 0, 0, 0),
+    "prctl, merge memory, bits that the kernel ignores": (157, 0x1_0000_0043, 1, 0, 0, 0),
     "personality, bits that the kernel ignores": (135, 0x1_0004_0000),
 }
 
@@ -185,6 +189,24 @@ def handler(event, context):
 """
     )
     assert await attack(source) == [["EPERM"] * 5, ["EACCES"] * 5, "EPERM", "EPERM"]
+
+
+async def test_all_other_advice_and_options_reach_the_kernel(attack: Attack) -> None:
+    """C libraries and allocators give memory back, guard stacks and name what is theirs."""
+    source = (
+        SYSTEM_CALLS
+        + """
+def handler(event, context):
+    advice, options = event
+    return [[number for number in advice if call(28, 0, 0, number) == "EPERM"],
+            [number for number in options if call(157, number, 0, 0, 0, 0) == "EPERM"]]
+"""
+    )
+    # 100 and 101 are of the machine's memory, and root's alone. PR_GET_DUMPABLE, PR_SET_NAME, PR_GET_NAME,
+    # PR_GET_NO_NEW_PRIVS, PR_GET_THP_DISABLE, PR_GET_MDWE, PR_GET_MEMORY_MERGE, PR_SET_VMA, PR_SET_PTRACER.
+    options = [3, 15, 16, 39, 42, 66, 68, 0x53564D41, 0x59616D61]
+    advice = [number for number in range(128) if number not in {100, 101}]
+    assert await attack(source, [advice, options]) == [[12], []]
 
 
 async def test_clone3_is_not_there_and_threads_and_programs_start(attack: Attack) -> None:

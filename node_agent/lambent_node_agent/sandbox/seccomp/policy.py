@@ -44,7 +44,7 @@ _FILES: Final = """
 """`mknod` makes FIFOs; devices need a capability. Not `copy_file_range`: see `ANSWERED`."""
 
 _MEMORY: Final = """
-    brk madvise map_shadow_stack membarrier mincore mlock mlock2 mlockall mmap mprotect mremap msync munlock munlockall
+    brk map_shadow_stack membarrier mincore mlock mlock2 mlockall mmap mprotect mremap msync munlock munlockall
     munmap pkey_alloc pkey_free pkey_mprotect remap_file_pages
 """
 
@@ -52,7 +52,7 @@ _PROCESSES: Final = """
     arch_prctl capget capset execve execveat exit exit_group fork get_robust_list getcpu getegid geteuid getgid
     getgroups getpgid getpgrp getpid getppid getpriority getresgid getresuid getrlimit getrusage getsid gettid getuid
     ioprio_get ioprio_set kill landlock_add_rule landlock_create_ruleset landlock_restrict_self pidfd_open
-    pidfd_send_signal prctl rseq sched_get_priority_max sched_get_priority_min sched_getaffinity sched_getattr
+    pidfd_send_signal rseq sched_get_priority_max sched_get_priority_min sched_getaffinity sched_getattr
     sched_getparam sched_getscheduler sched_rr_get_interval sched_setaffinity sched_setattr sched_setparam
     sched_setscheduler sched_yield seccomp set_robust_list set_tid_address setfsgid setfsuid setgid setgroups setpgid
     setpriority setregid setresgid setresuid setreuid setrlimit setsid setuid sysinfo times uname vfork wait4 waitid
@@ -104,6 +104,22 @@ _IOCTLS: Final = (
 Not a file system's own, by which a function could make subvolumes, which have no limit, search those of others, or have
 files compressed and rearranged in the kernel's own time."""
 
+_MERGEABLE: Final = 12
+"""MADV_MERGEABLE of madvise(2)."""
+_MEMORY_MERGE: Final = 67
+"""PR_SET_MEMORY_MERGE of prctl(2)."""
+
+
+_NAMED_OPTIONS: Final = (0x5356_4D41, 0x5961_6D61)
+"""PR_SET_VMA and PR_SET_PTRACER of prctl(2), the only ones that are no small number."""
+
+
+def _small_but(argument: int, value: int) -> tuple[tuple[Condition, ...], ...]:
+    """Return alternatives of which one holds for each number below 128 but `value`: one of its seven bits differs."""
+    small = _INT & ~0x7F
+    return tuple((Condition(argument, small | 1 << bit, ~value & 1 << bit),) for bit in range(7))
+
+
 ALLOWED_IF: Final[dict[str, tuple[tuple[Condition, ...], ...]]] = {
     # Threads and processes, but no namespaces: a user namespace would give back every capability inside it.
     "clone": ((Condition(0, _NEW_NAMESPACES, 0),),),
@@ -120,6 +136,13 @@ ALLOWED_IF: Final[dict[str, tuple[tuple[Condition, ...], ...]]] = {
     "prlimit64": ((Condition(0, _INT, 0),),),
     # To ask for it, and to set what every process has; other personalities weaken the layout of memory.
     "personality": ((Condition(0, _INT, 0),), (Condition(0, _INT, _INT),)),
+    # Whoever has the kernel merge its memory may find out, by the time that a write takes, whether someone else has
+    # the same page: another function, or a virtual machine of this host.
+    "madvise": _small_but(2, _MERGEABLE),
+    "prctl": (
+        *_small_but(0, _MEMORY_MERGE),
+        *((Condition(0, _INT, option),) for option in _NAMED_OPTIONS),
+    ),
 }
 """Calls that are allowed when all conditions of one alternative hold."""
 
