@@ -192,6 +192,13 @@ def processes_of(sandbox: Sandbox) -> list[int]:
     return sorted({int(pid) for text in texts for pid in text.split()})
 
 
+def used_memory_bytes(sandbox: Sandbox) -> int:
+    """Return the memory that is charged to a sandbox."""
+    memory = sandbox._slot.group._memory
+    assert memory is not None
+    return memory.used_bytes()
+
+
 def zygote_of(host: SandboxHost) -> Zygote:
     """Return the running zygote of our own interpreter."""
     zygote = host._supplies[OWN_RUNTIME]._zygote
@@ -216,6 +223,7 @@ __all__ = [
     "pool_of",
     "processes_of",
     "until",
+    "used_memory_bytes",
     "zygote_of",
 ]
 

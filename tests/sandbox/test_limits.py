@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import time
 
 import pytest
-from tests.sandbox_harness import Lab, processes_of
+from tests.sandbox_harness import Lab, processes_of, used_memory_bytes
 
 from lambent_node_agent.sandbox import Sandbox
 
@@ -65,6 +67,29 @@ async def test_the_next_environment_starts_a_new_peak(world: Lab) -> None:
     async with world.function("def handler(e, c):\n    return 0\n") as function:
         await function.invoke()
         assert function.sandbox.peak_memory_mib() < 30
+
+
+async def test_a_group_that_is_still_charged_is_not_used_again(world: Lab) -> None:
+    """The next environment would have that much less. Here the charge is for a file that outlives its writer."""
+    code = "def handler(e, c):\n    return 0\n"
+    write = "import os, sys\nkept, *groups = map(int, sys.argv[1:])\nfor group in groups:\n    os.write(group, b'0')\n"
+    with os.fdopen(os.memfd_create("kept"), "wb") as kept:
+        async with world.function(code) as function:
+            entrances = function.sandbox._slot.group.open_entrances()
+            descriptors = (kept.fileno(), *entrances)
+            writer = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-c",
+                f"{write}os.write(kept, bytes(32 << 20))",
+                *map(str, descriptors),
+                pass_fds=descriptors,
+            )
+            assert await writer.wait() == 0
+            for entrance in entrances:
+                os.close(entrance)
+            assert used_memory_bytes(function.sandbox) > 32 << 20
+        async with world.function(code) as function:
+            assert used_memory_bytes(function.sandbox) < 16 << 20
 
 
 async def test_a_fork_bomb_stays_within_its_bounds(world: Lab) -> None:

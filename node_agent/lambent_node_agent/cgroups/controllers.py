@@ -60,8 +60,12 @@ class MemoryController(Protocol):
     def reclaim(self, limit_bytes: int) -> None:
         """Take back pages that can be read again, about that many bytes, or what there is; blocks meanwhile."""
 
-    def reset(self) -> None:
-        """Drop what the last user has cached, lift the limit and start a new peak. The group must be empty."""
+    def reset(self) -> int:
+        """Drop what the last user has cached, lift the limit and start a new peak. The group must be empty.
+
+        Returns:
+            The bytes that are still charged to it.
+        """
 
     def close(self) -> None:
         """Close the descriptors."""
@@ -112,12 +116,15 @@ class MemoryV1:
         """See MemoryController."""
         files.write(self._directory / "memory.force_empty", "0")
 
-    def reset(self) -> None:
+    def reset(self) -> int:
         """See MemoryController."""
-        if self.used_bytes() > _WORTH_EMPTYING_BYTES:
+        used_bytes = self.used_bytes()
+        if used_bytes > _WORTH_EMPTYING_BYTES:
             files.write(self._directory / "memory.force_empty", "0")
+            used_bytes = self.used_bytes()
         self.limit(None)
         os.pwrite(self._peak, b"0", 0)
+        return used_bytes
 
     def close(self) -> None:
         """See MemoryController."""
@@ -173,13 +180,15 @@ class MemoryV2:
             with contextlib.suppress(CgroupError):  # EAGAIN: less could be reclaimed than asked for
                 files.write(self._directory / "memory.reclaim", str(limit_bytes))
 
-    def reset(self) -> None:
+    def reset(self) -> int:
         """See MemoryController."""
         self.limit(None)
         used_bytes = self.used_bytes()
         if used_bytes > _WORTH_EMPTYING_BYTES:
             self.reclaim(used_bytes)
+            used_bytes = self.used_bytes()
         os.pwrite(self._peak, b"reset", 0)
+        return used_bytes
 
     def close(self) -> None:
         """See MemoryController."""

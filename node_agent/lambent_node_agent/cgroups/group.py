@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
     from .layout import Hierarchy
 
+_LEFT_BYTES = 8 << 20
+"""What may still be charged to a group that is used again. Of the kernel's own memory it is less than 1 MiB; the limit
+of the next user is 128 MiB or more."""
+
 
 class Group:
     """One sandbox's groups.
@@ -150,15 +154,21 @@ class Group:
         memory.reclaim(limit_bytes)
         return max(0, before - memory.used_bytes())
 
-    def reset(self) -> None:
+    def reset(self) -> bool:
         """Make the empty group as new: no limits, no cached pages, a new peak.
 
         Takes milliseconds when much was cached.
+
+        Returns:
+            False when the next user would have less memory: what others hold as well, such as merged pages, stays
+            charged to the group that had it first.
         """
         self.limit_cpu(None)
-        if self._memory is not None:
-            self._memory.reset()
-            self._oom_baseline = self._memory.oom_kills()
+        if self._memory is None:
+            return True
+        left_bytes = self._memory.reset()
+        self._oom_baseline = self._memory.oom_kills()
+        return left_bytes <= _LEFT_BYTES
 
     def remove(self) -> None:
         """Remove the empty group; may be called again after it has failed.

@@ -239,9 +239,8 @@ class SlotTable:
 
     def _clean(self, slot: Slot) -> None:
         try:
-            if slot.group.reusable:
-                slot.clear()
-                slot.group.reset()
+            slot.clear()
+            if slot.group.reusable and slot.group.reset():
                 slot.renew_network(self._networks)
                 self._free.append(slot)
             else:
