@@ -133,6 +133,12 @@ from lambent_node_agent.sandbox import DEFAULT_LOCK_DIR, SandboxError, enter_pri
     show_default=True,
     help="Do not start where this machine protects itself less, whatever is allowed; see docs/security.md.",
 )
+@click.option(
+    "--merge-memory",
+    is_flag=True,
+    help="Have the kernel (KSM) keep equal pages of idle functions once: for functions that trust each other; see "
+    "docs/security.md.",
+)
 @click.option("--ready-fd", type=int, hidden=True, help="Descriptor for the line that says where it serves.")
 @click.option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
@@ -159,6 +165,7 @@ def agent(  # noqa: PLR0917 - one parameter per option
     networks: Path | None,
     network_deny: str,
     network_range: str | None,
+    merge_memory: bool,
     ready_fd: int | None,
     log_level: str,
 ) -> None:
@@ -205,6 +212,7 @@ def agent(  # noqa: PLR0917 - one parameter per option
                 networks=networks,
                 stores=(*etcd.split(","), *nats.split(",")),
             ),
+            merge_memory=merge_memory,
         )
         raise_open_files_limit()
         prefer_daemon()

@@ -50,6 +50,7 @@ class AgentConfig:
         lock_dir: Where the agents of this machine, or of one user, agree on owner marks and UIDs.
         confinement: What an agent without root has; None as root.
         network: Where functions may connect to.
+        merge_memory: Whether the kernel is to merge equal pages of functions.
     """
 
     node_id: str
@@ -72,6 +73,7 @@ class AgentConfig:
     lock_dir: Path
     confinement: Confinement | None
     network: NetworkSettings
+    merge_memory: bool
 
     def __post_init__(self) -> None:
         """Check what the command line cannot.

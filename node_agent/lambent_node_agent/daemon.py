@@ -86,6 +86,7 @@ async def _open_sandboxes(config: AgentConfig, stack: AsyncExitStack) -> Sandbox
         required=config.require_isolation,
         confinement=config.confinement,
         network=config.network,
+        merge_memory=config.merge_memory,
     )
     try:
         sandboxes = await stack.enter_async_context(SandboxHost(sandbox_config))

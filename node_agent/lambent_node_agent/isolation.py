@@ -29,6 +29,7 @@ class Protection(enum.Enum):
     USER_NAMESPACE = "user-namespace"  # a capability, however got hold of, counts over nothing
     CPU = "cpu"  # it gets the CPU share of its memory, whatever others want
     FREEZER = "freezer"  # idle, it does not run
+    OWN_PAGES = "own-pages"  # its pages are no other function's, so that what it writes to tells it of no other
     SWAP = "swap"  # its memory is not swapped out, which would let it use more, and slow down others
 
     @property
@@ -46,6 +47,7 @@ _WITHOUT = {
     Protection.USER_NAMESPACE: "functions' UIDs are the machine's",
     Protection.CPU: "functions share CPUs unfairly",
     Protection.FREEZER: "idle functions go on running",
+    Protection.OWN_PAGES: "equal pages are merged: the time of a write may tell what others have in memory",
     Protection.SWAP: "functions may swap beyond their memory",
 }
 

@@ -57,6 +57,9 @@ SIOCSIFFLAGS = 0x8914
 IFF_UP = 0x1
 IFF_RUNNING = 0x40
 
+# linux/mman.h
+MADV_MERGEABLE = 12
+
 # linux/prctl.h
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
@@ -190,6 +193,22 @@ def set_process_name(name: str) -> None:
     """Set what `ps -o comm` shows; at most 15 bytes count."""
     buffer = ctypes.create_string_buffer(name.encode()[:15])
     _prctl(PR_SET_NAME, ctypes.addressof(buffer), 0, "prctl(PR_SET_NAME)")
+
+
+def merge_memory(mappings: list[bytes]) -> None:
+    """Let the kernel merge equal pages of this process's data and heap, also in its forks, while KSM runs: madvise(2).
+
+    Not of its stack, nor of what it or a fork asks the kernel for from now on.
+
+    Args:
+        mappings: The lines of /proc/self/maps.
+    """
+    for mapping in mappings:
+        addresses, rights, *described = mapping.split()
+        if rights == b"rw-p" and described[-1] != b"[stack]":
+            start, end = (int(address, 16) for address in addresses.split(b"-"))
+            result = _libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), ctypes.c_int(MADV_MERGEABLE))
+            _check(result, "madvise(MADV_MERGEABLE)")
 
 
 def hide_arguments() -> None:

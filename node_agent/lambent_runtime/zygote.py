@@ -58,6 +58,7 @@ def main(
     filters: str,
     user_namespace: bool,
     confined: bool,
+    merge_memory: bool,
     prefixes: list[str],
 ) -> None:
     """Run as zygote until the agent closes the connection; in forks, as reaper and runtime.
@@ -70,6 +71,7 @@ def main(
         filters: What sandboxes install against system calls, in order: hexadecimal, between commas.
         user_namespace: Give each sandbox a user namespace of its own.
         confined: This process is root in a user namespace alone.
+        merge_memory: Let the kernel merge equal pages of all sandboxes.
         prefixes: Directories outside `/usr` that this interpreter needs.
     """
     linux.set_parent_death_signal(signal.SIGKILL)
@@ -84,6 +86,7 @@ def main(
     # The package's place on the host is nothing that a function should look for modules in.
     sys.path[:] = [entry for entry in sys.path if entry != os.path.dirname(package)]
     namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    maps = os.open("/proc/self/maps", os.O_RDONLY | os.O_CLOEXEC)
     root.enter(base, package, prefixes, confined=confined)
     linux.ignore_signal(signal.SIGCHLD)  # the kernel reaps; the agent watches each sandbox through its pidfd
     bootstrap.prepare()
@@ -93,6 +96,9 @@ def main(
     gc.freeze()
     # glibc adapts to the largest block of its own that a program has freed: it then keeps twice as much (mallopt(3)).
     bytes(_KEPT_BYTES // 2)
+    with open(maps, "rb") as mappings:
+        if merge_memory:
+            linux.merge_memory(mappings.readlines())
 
     programs = tuple(bytes.fromhex(program) for program in filters.split(",") if program)
     new_recipe = partial(sandbox.Recipe, filters=programs, user_namespace=user_namespace, confined=confined)

@@ -161,6 +161,11 @@ class WrongUsageError(CommandFailedError):
     metavar="LEVEL",
     help="full, standard or reduced: do not start where the machine protects itself less, whatever is allowed.",
 )
+@click.option(
+    "--merge-memory",
+    is_flag=True,
+    help="Have the kernel (KSM) keep equal pages of idle functions once: for functions that trust each other.",
+)
 @click.option("--etcd", metavar="URL[,URL]", help="Use this etcd, which nobody else uses, and start none.")
 @click.option("--nats", metavar="URL[,URL]", help="Use this NATS with JetStream, and start none.")
 @click.option(
@@ -188,6 +193,7 @@ def up(  # noqa: PLR0917, click gives the options by name
     recycle_after_invocations: int | None,
     recycle_after_hours: float | None,
     require_isolation: str,
+    merge_memory: bool,
     etcd: str | None,
     nats: str | None,
     credentials: Path | None,
@@ -205,13 +211,14 @@ def up(  # noqa: PLR0917, click gives the options by name
       lambent up --memory 4096
       lambent up --detach --recycle-after-hours 24
       lambent up --allow-missing memory
+      echo 1 | sudo tee /sys/kernel/mm/ksm/run && lambent up --merge-memory
       systemd-run --user --scope --property=Delegate=yes lambent up
     """
     directory = DataDirectory((data_dir or default_data_dir(os.environ)).absolute())
     if detach:
         given = click.get_current_context().params | {"data_dir": directory.root}
         flags = {name: value for name, value in given.items() if name not in {"detach", "output", "report_fd"}}
-        arguments = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items() if value is not None]
+        arguments = [argument for name, value in flags.items() for argument in _as_arguments(name, value)]
         with _errors_shown():
             _say_ready(start_detached(arguments), directory, output=output, detached=True)
         return
@@ -220,6 +227,7 @@ def up(  # noqa: PLR0917, click gives the options by name
         memory_mib=memory,
         agent_flags=(
             *_agent_flags(allow_missing, require_isolation, networks, network_deny),
+            *(["--merge-memory"] if merge_memory else []),
             *Recycling(recycle_after_invocations, recycle_after_hours).flags(),
         ),
         scheduler=SchedulerOptions(
@@ -275,6 +283,14 @@ class _Request:
     agent_flags: tuple[str, ...]
     scheduler: SchedulerOptions
     given: GivenStores
+
+
+def _as_arguments(option: str, value: object) -> list[str]:
+    """Write an option, by the name that click gives it, as on a command line; nothing when it was not given."""
+    flag = f"--{option.replace('_', '-')}"
+    if value is None or value is False:
+        return []
+    return [flag if value is True else f"{flag}={value}"]
 
 
 def _agent_flags(

@@ -34,6 +34,7 @@ GOOD = Facts(
     unwritable_groups=(),
     seccomp_error=None,
     network_error=None,
+    merging_error=None,
     open_files=1 << 20,
     pids=4194304,
     runtimes={"python3.11": Path("/usr/bin/python3.11")},
@@ -126,6 +127,15 @@ def test_missing_filters_of_system_calls_can_be_accepted_by_name() -> None:
     assert check.status is Status.MISSING
     assert check.detail == "libseccomp.so.2 is not installed"
     assert "--allow-missing seccomp" in check.help
+
+
+def test_merging_of_memory_is_told_and_not_missed() -> None:
+    """Most clusters are to do without it."""
+    without = named(dataclasses.replace(GOOD, merging_error="this kernel cannot merge pages"), "merging")
+    assert without == Check(
+        "merging", Status.OK, "only for `lambent agent --merge-memory`: this kernel cannot merge pages"
+    )
+    assert named(GOOD, "merging").detail.endswith("the kernel merges equal pages")
 
 
 def test_a_missing_controller_can_be_accepted_by_name() -> None:

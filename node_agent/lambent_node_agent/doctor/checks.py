@@ -173,6 +173,12 @@ def _sandbox(facts: Facts) -> Check:
     return Check("sandbox", Status.OK, "one was made, ran a function and left nothing behind")
 
 
+def _merging(facts: Facts) -> Check:
+    """Nothing else needs it; whoever wants it reads here what it needs."""
+    found = facts.merging_error or "the kernel merges equal pages"
+    return Check("merging", Status.OK, f"only for `lambent agent --merge-memory`: {found}")
+
+
 def _disk(facts: Facts) -> Check:
     detail = f"{facts.disk_free_mib} MiB free in {facts.data_dir}"
     if facts.disk_free_mib < MINIMUM_DISK_MIB:
@@ -260,6 +266,7 @@ _CHECKS: tuple[Callable[[Facts], Check], ...] = (
     _etcd,
     _nats_server,
     _memory,
+    _merging,
     _disk,
     _storage,
     _sandbox,

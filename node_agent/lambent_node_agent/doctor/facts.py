@@ -14,7 +14,7 @@ from lambent_common.machine import Machine, free_disk_mib, read_machine
 from lambent_common.programs import ETCD, NATS_SERVER, Program, Version, find_program, program_version
 from lambent_node_agent.cgroups import Layout, read_layout
 from lambent_node_agent.rootless import enter_user_namespace, is_root, lock_dir
-from lambent_node_agent.sandbox import DEFAULT_LOCK_DIR, SandboxError, interpreters
+from lambent_node_agent.sandbox import DEFAULT_LOCK_DIR, SandboxError, interpreters, memory_merging
 from lambent_node_agent.sandbox.seccomp import compile_filters
 from lambent_runtime import linux
 
@@ -60,6 +60,7 @@ class Facts:
         unwritable_groups: Mount points of hierarchies in which no group can be made.
         seccomp_error: Why system calls cannot be filtered; None when they can.
         network_error: Why functions can have no network; None when they can.
+        merging_error: Why the kernel merges no pages now; None when it does.
         open_files: Hard limit of descriptors, to which the agent raises its own; None means none.
         pids: Most processes of the machine.
         runtimes: Interpreters by the name of their runtime, with their paths.
@@ -82,6 +83,7 @@ class Facts:
     unwritable_groups: tuple[Path, ...]
     seccomp_error: str | None
     network_error: str | None
+    merging_error: str | None
     open_files: int | None
     pids: int
     runtimes: Mapping[str, Path]
@@ -124,6 +126,7 @@ async def gather_facts(search_path: str, data_dir: Path) -> Facts:
         ),
         seccomp_error=_try_filters(),
         network_error=try_network(),
+        merging_error=memory_merging.objection(),
         open_files=None if hard_limit == resource.RLIM_INFINITY else hard_limit,
         pids=int(_read("/proc/sys/kernel/pid_max") or 0),
         runtimes={name: interpreter.executable for name, interpreter in found.items()},

@@ -16,7 +16,7 @@ from lambent_node_agent.cgroups import CgroupError, Tree, read_layout
 from lambent_node_agent.isolation import Level, Protection
 from lambent_node_agent.network import LoopbackOnly, NamedNetworks, NetworkError, NetworkSettings, Router
 
-from . import interpreters, mounts, user_namespaces
+from . import interpreters, memory_merging, mounts, user_namespaces
 from .demand import Bounds
 from .ephemeral_storage import ImageStorage, MemoryStorage
 from .errors import SandboxError
@@ -61,6 +61,7 @@ class SandboxConfig:
         required: Level of isolation below which they may not, whatever is allowed.
         confinement: What an agent without root has; None as root.
         network: Where functions may connect to.
+        merge_memory: Let the kernel merge equal pages of all sandboxes, whosever they are.
     """
 
     state_dir: Path
@@ -74,6 +75,7 @@ class SandboxConfig:
     required: Level = Level.REDUCED
     confinement: Confinement | None = None
     network: NetworkSettings = field(default_factory=NetworkSettings)
+    merge_memory: bool = False
 
 
 class SandboxHost:
@@ -126,6 +128,7 @@ class SandboxHost:
                 Protection.SECCOMP: without_filters,
                 Protection.DISK: without_disk,
                 Protection.USER_NAMESPACE: without_namespace,
+                Protection.OWN_PAGES: _merging(self._config),
             }
             self._require(tree, uids, objections)
             slots = await self._make_slots(tree, storage, uids)
@@ -140,6 +143,7 @@ class SandboxHost:
                     filters=filters,
                     user_namespace=without_namespace is None,
                     confined=self._config.confinement is not None,
+                    merge_memory=self._config.merge_memory,
                     bounds=bounds,
                     turn=turn,
                 )
@@ -309,6 +313,19 @@ def _filters() -> tuple[tuple[bytes, ...], str | None]:
         return compile_filters(), None
     except SandboxError as error:
         return (), str(error)
+
+
+def _merging(config: SandboxConfig) -> str | None:
+    """Say why sandboxes do not keep their pages for themselves; None when they do.
+
+    Raises:
+        SandboxError: The operator wants them merged, and the kernel would not do that.
+    """
+    if not config.merge_memory:
+        return None
+    if (objection := memory_merging.objection()) is not None:
+        raise SandboxError(f"--merge-memory: {objection}")
+    return f"--merge-memory: {Protection.OWN_PAGES.without}"
 
 
 def _open_storage(directory: Path, config: SandboxConfig) -> tuple[Storage, str | None]:

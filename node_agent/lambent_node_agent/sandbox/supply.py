@@ -57,6 +57,7 @@ class Supply:
         filters: What they install against system calls, in order.
         user_namespace: Give each a user namespace of its own.
         confined: This process is root in a user namespace alone.
+        merge_memory: Let the kernel merge equal pages of all of them.
         bounds: Of the blank sandboxes kept ready, from the first one that is asked for on.
         turn: Supplies that share it start their zygotes in the background one after the other.
     """
@@ -70,6 +71,7 @@ class Supply:
         filters: Sequence[bytes],
         user_namespace: bool,
         confined: bool,
+        merge_memory: bool,
         bounds: Bounds,
         turn: asyncio.Lock,
     ) -> None:
@@ -79,6 +81,7 @@ class Supply:
         self._filters = filters
         self._user_namespace = user_namespace
         self._confined = confined
+        self._merge_memory = merge_memory
         self._bounds = bounds
         self._demand = Demand()
         self._making_s = 0.0
@@ -223,6 +226,7 @@ class Supply:
                 self._filters,
                 user_namespace=self._user_namespace,
                 confined=self._confined,
+                merge_memory=self._merge_memory,
             )
             self._zygote.exited.add_done_callback(self._zygote_ended)
             return self._zygote

@@ -35,9 +35,10 @@ _START = """
 import sys
 sys.path.insert(0, sys.argv[5])
 from lambent_runtime import zygote
-connection, agent, base, package, _path, filters, user_namespace, confined, *prefixes = sys.argv[1:]
+connection, agent, base, package, _path, filters, user_namespace, confined, merge_memory, *prefixes = sys.argv[1:]
 zygote.main(int(connection), int(agent), base, package, filters=filters,
-            user_namespace=user_namespace == "1", confined=confined == "1", prefixes=prefixes)
+            user_namespace=user_namespace == "1", confined=confined == "1", merge_memory=merge_memory == "1",
+            prefixes=prefixes)
 """
 
 
@@ -62,7 +63,14 @@ class Zygote:
 
     @classmethod
     async def start(
-        cls, interpreter: Interpreter, base: Path, filters: Sequence[bytes], *, user_namespace: bool, confined: bool
+        cls,
+        interpreter: Interpreter,
+        base: Path,
+        filters: Sequence[bytes],
+        *,
+        user_namespace: bool,
+        confined: bool,
+        merge_memory: bool,
     ) -> Zygote:
         """Start a zygote and wait until it serves.
 
@@ -72,6 +80,7 @@ class Zygote:
             filters: What its sandboxes install against system calls, in order.
             user_namespace: Give each a user namespace of its own.
             confined: This process is root in a user namespace alone.
+            merge_memory: Let the kernel merge equal pages of all sandboxes.
 
         Raises:
             SandboxError: It did not come up; the reason is on the agent's stderr.
@@ -81,7 +90,8 @@ class Zygote:
         ours.setblocking(False)
         package = _PACKAGE
         arguments = [str(theirs.fileno()), str(os.getpid()), str(base), str(package), str(package.parent)]
-        arguments += [",".join(program.hex() for program in filters), str(int(user_namespace)), str(int(confined))]
+        arguments += [",".join(program.hex() for program in filters)]
+        arguments += [str(int(flag)) for flag in (user_namespace, confined, merge_memory)]
         command = [str(interpreter.executable), "-I", "-S", "-c", _START, *arguments, *interpreter.prefixes]
         try:
             # Blocking, for the two milliseconds of a vfork: asyncio's own way may fork from another thread.
