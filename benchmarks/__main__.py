@@ -22,6 +22,7 @@ from benchmarks.bounds import (
     MIN_ENVIRONMENTS,
     idle_row,
     memory_rows,
+    merged_rows,
     snap_start_row,
     timed_rows,
 )
@@ -38,6 +39,7 @@ from benchmarks.floors import (
 )
 from benchmarks.invocations import BURST, EVENT, FULL_MIB, Suite
 from benchmarks.measure import percentile
+from benchmarks.merging import can_merge, merging_kernel, wait_until_merged
 from benchmarks.rows import Row, as_json, as_table
 from benchmarks.sandbox_overhead import sandbox_overhead
 from benchmarks.sandbox_rate import sandbox_rate
@@ -53,6 +55,9 @@ _STEPS_OF_A_ROUND = 7
 
 _FILLED_AT_ONCE = 40
 """Of the idle environments: a busy machine cannot start two hundred while all of them sleep."""
+
+_MERGED_WITHIN_S = 300.0
+"""The kernel reads two million pages some five times until it has found all that are equal."""
 
 _SUSTAINED_S = 10.0
 _VERSIONS = 8
@@ -119,20 +124,21 @@ def main(rounds: int, json_path: Path | None, *, scaling: bool) -> None:
 
 
 async def _measure(rounds: int, *, scaling: bool) -> Measurement:
-    steps = rounds * _STEPS_OF_A_ROUND + 3
+    steps = rounds * _STEPS_OF_A_ROUND + 4
     progress = Progress(steps + (len(_ENVIRONMENT_COUNTS + _FUNCTION_COUNTS) if scaling else 0))
     async with echo() as floor:
         found = await _bounds(floor, rounds, progress)
         found.rows.append(await _snap_start(progress))
         found.rows.append(await _idle_environments(progress))
+        found.rows += await _merged_environments(progress)
         if scaling:
             found.rows += await _growing_environments(floor, progress)
             found.rows += await _growing_functions(floor, progress)
     return found
 
 
-async def _suite(stack: AsyncExitStack) -> Suite:
-    running = await stack.enter_async_context(cluster(_MEMORY_MIB))
+async def _suite(stack: AsyncExitStack, *flags: str) -> Suite:
+    running = await stack.enter_async_context(cluster(_MEMORY_MIB, *flags))
     return Suite(running, await stack.enter_async_context(AsyncClient(data_dir=running.data_dir)))
 
 
@@ -228,9 +234,29 @@ async def _idle_environments(progress: Progress) -> Row:
     progress.begin(f"{IDLE_ENVIRONMENTS} idle environments")
     async with AsyncExitStack() as stack:
         suite = await _suite(stack)
-        for count in range(_FILLED_AT_ONCE, IDLE_ENVIRONMENTS + 1, _FILLED_AT_ONCE):
-            await suite.fill_environments(count)
+        await _fill_idle(suite)
         return idle_row(suite.memory(), idle_python_mib(suite.python))
+
+
+async def _merged_environments(progress: Progress) -> list[Row]:
+    """Take the same where an operator has the kernel merge equal pages, once it has."""
+    progress.begin(f"{IDLE_ENVIRONMENTS} idle environments, merged")
+    if not can_merge():
+        return merged_rows(None, None, None, "this kernel cannot merge pages, or not for us")
+    async with AsyncExitStack() as stack:
+        stack.enter_context(merging_kernel())
+        suite = await _suite(stack, "--merge-memory")
+        await _fill_idle(suite)
+        try:
+            await wait_until_merged(_MERGED_WITHIN_S)
+        except TimeoutError:
+            return merged_rows(None, None, None, f"still merging after {_MERGED_WITHIN_S:g} s")
+        return merged_rows(suite.memory(), idle_python_mib(suite.python), suite.merging_mib())
+
+
+async def _fill_idle(suite: Suite) -> None:
+    for count in range(_FILLED_AT_ONCE, IDLE_ENVIRONMENTS + 1, _FILLED_AT_ONCE):
+        await suite.fill_environments(count)
 
 
 async def _growing_environments(floor: Echo, progress: Progress) -> list[Row]:

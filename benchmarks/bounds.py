@@ -119,6 +119,30 @@ def idle_row(memory: Memory, python_mib: float) -> Row:
     )
 
 
+def merged_rows(
+    memory: Memory | None, python_mib: float | None, merging_mib: float | None, missing: str = ""
+) -> list[Row]:
+    """Make the rows of idle environments whose equal pages the kernel merges; `missing` says why there are none.
+
+    What the kernel keeps for it is no part of a process's memory, and told apart.
+    """
+    if memory is not None and memory.environments < IDLE_ENVIRONMENTS:
+        memory, merging_mib, missing = None, None, f"only {memory.environments} are alive"
+    return [
+        Row(
+            f"the same with merged memory, of {IDLE_ENVIRONMENTS} (PSS)",
+            memory and memory.environment,
+            "MiB",
+            "idle python3 beside them",
+            python_mib,
+            must=0.5,
+            aim=0.2,
+            missing=missing,
+        ),
+        Row("what the kernel keeps to merge it", merging_mib, "MiB", missing=missing),
+    ]
+
+
 def memory_rows(memory: Memory) -> list[Row]:
     """Make the rows of a cluster at rest."""
     none = "no such process was found"

@@ -68,13 +68,13 @@ def _has_code(reaper: int) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def cluster(memory_mib: int) -> AsyncIterator[BenchmarkCluster]:
-    """Run a cluster of one node inside the block."""
+async def cluster(memory_mib: int, *flags: str) -> AsyncIterator[BenchmarkCluster]:
+    """Run a cluster of one node inside the block; `flags` are further ones of `lambent up`."""
     with tempfile.TemporaryDirectory(prefix="lambent-bench-") as directory:
         data_dir = Path(directory) / "data"
         command = [sys.executable, "-m", "lambent"]
         ports = ["--grpc-port", "0", "--http-port", "0", "--nodes", "1", "--memory", str(memory_mib)]
-        up = [*command, "up", "--data-dir", str(data_dir), *ports, "--detach", "--output", "json"]
+        up = [*command, "up", "--data-dir", str(data_dir), *ports, *flags, "--detach", "--output", "json"]
         await _run(up, _UP_TIMEOUT_S)
         try:
             yield BenchmarkCluster(data_dir)

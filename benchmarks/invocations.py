@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields
 
 from benchmarks.cluster import BenchmarkCluster
 from benchmarks.measure import rate_per_s, sequential_ms
+from benchmarks.merging import bookkeeping_bytes
 from benchmarks.processes import arguments, cpu_seconds, descendants, pss_mib
 from lambent import AsyncClient, ColdStartPhases
 
@@ -238,6 +239,11 @@ class Suite:
         names = [f"idle-{number}" for number in range(deployed, count)]
         await self._at_once(names, lambda name: self._deploy(name, "empty", 128))
         return len([function async for function in self.client.functions.list()])
+
+    def merging_mib(self) -> float:
+        """Give what the kernel keeps for one environment to merge its pages; call it when nothing runs."""
+        environments = [pids for below in self.cluster.environments().values() for pids in below]
+        return statistics.median(sum(map(bookkeeping_bytes, pids)) for pids in environments) / (1 << 20)
 
     def memory(self) -> Memory:
         """Measure the processes; call it when nothing runs."""

@@ -6,7 +6,7 @@ import io
 import math
 
 import pytest
-from benchmarks.bounds import MIN_ENVIRONMENTS, idle_row, memory_rows, timed_rows
+from benchmarks.bounds import MIN_ENVIRONMENTS, idle_row, memory_rows, merged_rows, timed_rows
 from benchmarks.invocations import Memory
 from benchmarks.rows import Row, as_json, as_table
 from rich.console import Console
@@ -65,8 +65,9 @@ def test_a_run_without_any_sample_misses_every_bound() -> None:
     """No row with a bound is built in a way that lets nothing pass."""
     nothing = Memory(None, None, None, None, None, 0)
     rows = [*timed_rows({}, "bubblewrap is not installed"), *memory_rows(nothing), idle_row(nothing, 3.0)]
+    rows += merged_rows(None, None, None, "this kernel cannot merge pages")
     bounded = [row for row in rows if row.must is not None]
-    assert len(bounded) == 11
+    assert len(bounded) == 12
     assert not any(row.reached for row in bounded)
 
 
@@ -108,6 +109,14 @@ def test_idle_environments_are_compared_when_there_are_enough() -> None:
     """Half of what a bare interpreter takes, of two hundred."""
     many, few = (idle_row(Memory(None, None, None, None, 1.5, count), 3.0) for count in (200, 199))
     assert many.reached
+    assert few.verdict == "missed: only 199 are alive"
+
+
+def test_merged_environments_are_compared_when_there_are_enough() -> None:
+    """What the kernel keeps for it is told, and no part of the bound."""
+    [many, kept], [few, _] = (merged_rows(Memory(None, None, None, None, 0.5, n), 3.0, 0.6) for n in (200, 199))
+    assert many.reached
+    assert (kept.value, kept.verdict) == (0.6, "")
     assert few.verdict == "missed: only 199 are alive"
 
 
