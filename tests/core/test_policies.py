@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from tests.core.shell import Shell
 from tests.core.specs import make_call, make_spec
@@ -13,25 +13,26 @@ from tests.core.specs import make_call, make_spec
 from lambent.errors import InvalidParameterError
 from lambent_scheduler.core import Environment, Limits, Start, Stop, VersionSpec, policies
 from lambent_scheduler.core.cold_start import EnvironmentStart
-from lambent_scheduler.core.policies import LEAST_PREWARM_S, KeepAlive
-from lambent_scheduler.core.policies.histogram import BIN_S, BINS, LINGER_S, HistogramKeepAlive
+from lambent_scheduler.core.policies import LEAST_PREWARM_S, KeepAlive, Windows
+from lambent_scheduler.core.policies.idle_times import BIN_S, BINS
+from lambent_scheduler.core.policies.interfaces import LINGER_S
 
 KEEP_ALIVE_S = 600.0
 MINUTE_S = 60.0
 
 
-def told(*quiet_s: float) -> KeepAlive:
-    """A histogram that has seen these idle times."""
-    policy = HistogramKeepAlive(KEEP_ALIVE_S)
-    for one in quiet_s:
-        policy.called(one)
+def told(*idle_s: float, name: str = "histogram") -> KeepAlive:
+    """A policy that has seen these idle times."""
+    policy = policies.keep_alive(name)(KEEP_ALIVE_S)
+    for one in idle_s:
+        policy.wanted_again(one)
     return policy
 
 
 @pytest.mark.parametrize(
     ("limits", "said"),
     [
-        (Limits(keep_alive="fast"), "keep-alive policy 'fast'; there are fixed, histogram"),
+        (Limits(keep_alive="fast"), "keep-alive policy 'fast'; there are fixed, histogram, break-even"),
         (Limits(eviction=""), "eviction policy ''; there are least-recently-used, greedy-dual"),
     ],
 )
@@ -51,10 +52,10 @@ def test_fixed_goes_by_the_operator_alone() -> None:
     assert not policy.learns
 
 
-@pytest.mark.parametrize("quiet_s", [(), (5 * MINUTE_S,) * 9])
-def test_few_idle_times_say_nothing(quiet_s: tuple[float, ...]) -> None:
+@pytest.mark.parametrize("idle_s", [(), (5 * MINUTE_S,) * 9])
+def test_few_idle_times_say_nothing(idle_s: tuple[float, ...]) -> None:
     """Then the operator's keep-alive holds."""
-    assert told(*quiet_s).windows() == (KEEP_ALIVE_S, math.inf, KEEP_ALIVE_S)
+    assert told(*idle_s).windows() == (KEEP_ALIVE_S, math.inf, KEEP_ALIVE_S)
 
 
 def test_idle_times_of_all_lengths_say_nothing() -> None:
@@ -91,17 +92,76 @@ def test_old_habits_are_forgotten() -> None:
     policy = told(*[3600.0] * 2000)
     assert policy.windows().prewarm_s > 50 * MINUTE_S
     for _ in range(300_000):
-        policy.called(1.0)
+        policy.wanted_again(1.0)
     assert policy.windows().stay_s == pytest.approx(66.0)
 
 
-@given(st.lists(st.floats(0, 20 * 3600.0), max_size=60))
-def test_windows_are_in_order_whatever_the_calls_are_like(quiet_s: list[float]) -> None:
+@pytest.mark.parametrize("name", ["histogram", "break-even"])
+@given(idle_s=st.lists(st.floats(0, 20 * 3600.0), max_size=60))
+def test_windows_are_in_order_whatever_the_calls_are_like(name: str, idle_s: list[float]) -> None:
     """None is negative, none starts sooner than it may, and what is started ahead is expected for a while."""
-    windows = told(*quiet_s).windows()
+    windows = told(*idle_s, name=name).windows()
     assert windows.stay_s >= LINGER_S
     assert windows.prewarm_s >= LEAST_PREWARM_S
     assert windows.prewarm_s == math.inf or windows.stay_s <= windows.prewarm_s < windows.expect_s < math.inf
+
+
+# What is worth its memory.
+
+
+@pytest.mark.parametrize("idle_s", [(), (5 * MINUTE_S,) * 4])
+def test_breaking_even_goes_by_the_operator_as_long_as_little_is_known(idle_s: tuple[float, ...]) -> None:
+    """As the histogram does, with half as many samples: it weighs them."""
+    assert told(*idle_s, name="break-even").windows() == Windows(KEEP_ALIVE_S, math.inf, KEEP_ALIVE_S)
+
+
+def test_an_environment_stays_where_most_come_back_soon() -> None:
+    """And not for the one in ten who comes after hours: an hour of idling is worth one start."""
+    windows = told(*[90.0] * 9, 3 * 3600.0, name="break-even").windows()
+    assert windows.stay_s == pytest.approx(2 * MINUTE_S + 6)
+    assert windows.prewarm_s == math.inf
+
+
+def test_an_environment_stays_for_a_rare_call_that_comes_soon_enough() -> None:
+    """Six in a hundred within ten minutes cost less than an hour each; none is left after that."""
+    windows = told(*[1.0] * 94, *[590.0] * 6, name="break-even").windows()
+    assert windows.stay_s == pytest.approx(10 * MINUTE_S + 6)
+    windows = told(*[1.0] * 94, *[7 * 3600.0] * 6, name="break-even").windows()
+    assert windows.stay_s == pytest.approx(MINUTE_S + 6)
+
+
+def test_where_nobody_comes_back_soon_and_all_at_the_same_time_they_are_waited_for_then() -> None:
+    """Every two hours: a minute is kept of them, and a little before and after."""
+    windows = told(*[2 * 3600.0 + 30] * 6, name="break-even").windows()
+    assert windows == Windows(LINGER_S, 2 * 3600.0 - 6, 2 * 3600.0 + 66)
+
+
+def test_nothing_is_kept_for_calls_that_come_at_any_time_and_seldom() -> None:
+    """Each minute of waiting for them costs more than it saves, until nearly all of them have come."""
+    windows = told(*(4000.0 + 60 * number for number in range(150)), name="break-even").windows()
+    assert windows.stay_s == LINGER_S
+    assert windows.prewarm_s > 2 * 3600
+
+
+@given(counts=st.dictionaries(st.integers(0, 6), st.integers(1, 30), min_size=1, max_size=5), beyond=st.integers(0, 20))
+def test_no_other_stretch_has_a_larger_balance(counts: dict[int, int], beyond: int) -> None:
+    """Against a look at all of them, by the idle times themselves."""
+    idle_s = [(number + 0.5) * MINUTE_S for number, count in counts.items() for _ in range(count)]
+    idle_s += [5 * 3600.0] * beyond
+    windows = told(*idle_s, name="break-even").windows()
+    assume(len(idle_s) >= 5)
+
+    def balance(first: int, last: int) -> float:
+        saved = sum(first * MINUTE_S <= one < last * MINUTE_S for one in idle_s)
+        idled_s = sum(min(one, last * MINUTE_S) - first * MINUTE_S for one in idle_s if one > first * MINUTE_S)
+        return saved - idled_s / (6 * KEEP_ALIVE_S) - (0.1 * len(idle_s) if 0 < first < last else 0)
+
+    best = max(balance(first, last) for first in range(8) for last in range(first, 8))
+    if windows.prewarm_s < math.inf:
+        chosen = balance(round((windows.prewarm_s + 6) / MINUTE_S), round((windows.expect_s - 6) / MINUTE_S))
+    else:
+        chosen = balance(0, round((windows.stay_s - 6) / MINUTE_S) if windows.stay_s > LINGER_S else 0)
+    assert chosen == pytest.approx(best)
 
 
 # What the dispatcher makes of it.
@@ -164,6 +224,20 @@ def test_an_environment_waits_for_the_expected_call_and_goes_when_it_does_not_co
     orders = pass_time(shell, end + 8 * 3600)
     assert [type(order) for order in orders] == [Stop, Start, Stop]
     assert shell.dispatcher.environment_count == 0
+
+
+def test_as_many_are_expected_as_came_at_once_before() -> None:
+    """Five calls every half hour: five environments wait for the next five."""
+    shell, spec = Shell(Limits(keep_alive="histogram")), make_spec()
+    for _ in range(15):
+        pass_time(shell, shell.now + 30 * MINUTE_S)
+        calls = [make_call(spec, shell.now) for _ in range(5)]
+        taken = [shell.dispatcher.admit(call, None, 0, shell.now) for call in calls]
+        obey(shell)
+        for call in calls:
+            assert call.environment is not None
+            shell.dispatcher.finished(call.environment, shell.now)
+    assert all(taken), "the last five waited"
 
 
 def test_nothing_is_started_ahead_for_a_version_that_is_gone() -> None:

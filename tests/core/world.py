@@ -393,17 +393,24 @@ class World:
         for environment in self.started_in_step:
             version = environment.version
             if environment.environment_id in self.dispatcher._fleet.environments:
-                expected = not version.prepared_target and self._is_expected(environment)
-                self.prewarmed += expected
+                expected = sum(one.in_place_of is not None for one in self._starting(version))
+                self.prewarmed += environment.in_place_of is not None
                 ahead = version.prepared_target + expected
                 assert version.starting <= len(version.waiting) + ahead, "more environments start than are wanted"
-                assert expected or ahead == 0 or version.spec.snap_start
+                assert environment.in_place_of is None or self._is_due(environment)
+                assert version.prepared_target == 0 or version.spec.snap_start
 
-    def _is_expected(self, environment: Environment) -> bool:
-        """Whether it was started ahead of a call, because of when the last ones came."""
-        function = environment.version.function
-        learnt = self.limits.keep_alive != "fixed" and function.environments == 1 and not function.in_flight
-        return learnt and self.now >= function.quiet_since + function.keep_alive.windows().prewarm_s
+    def _starting(self, version: VersionState) -> list[Environment]:
+        environments = self.dispatcher._fleet.environments.values()
+        return [one for one in environments if one.version is version and one.phase is Phase.STARTING]
+
+    def _is_due(self, environment: Environment) -> bool:
+        """Whether a call is expected for it, of a function that still has that version."""
+        gone = environment.in_place_of
+        assert gone is not None
+        windows = environment.version.function.keep_alive.windows()
+        due = gone.last_used + windows.prewarm_s <= self.now < gone.last_used + windows.expect_s
+        return due and gone.expected and not environment.version.retired
 
     def _check_spent(self) -> None:
         for environment in self.dispatcher._fleet.environments.values():

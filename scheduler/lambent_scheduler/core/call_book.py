@@ -96,8 +96,8 @@ class CallBook:
             self.refusals += 1
             self._fleet.forget_unused(version)
             raise error
-        if function.learns and not function.in_flight and function.invocations:
-            function.keep_alive.called(self._fleet.now - function.quiet_since)
+        if function.gone:
+            self._lifetimes.missed(function)
         function.in_flight += 1
         function.account.in_flight += 1
         if function.reserved is None:
@@ -115,6 +115,7 @@ class CallBook:
         call = self._waiting.take(version)
         environment.phase = Phase.BUSY
         environment.call = call
+        environment.in_place_of = None
         call.environment = environment
         environment.served += 1
         if environment.served == 1:
@@ -132,10 +133,6 @@ class CallBook:
         call.environment = None
         self.in_flight -= 1
         function.release()
-        if function.learns and not function.in_flight:
-            function.quiet_since = self._fleet.now
-            function.last_spec = call.spec
-            self._lifetimes.became_quiet(function)
 
     def _end_waiting(self, call: Call, version: VersionState) -> None:
         self._waiting.remove(call, version)

@@ -6,6 +6,7 @@ the account has left.
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
 from lambent.errors import ThrottledError
@@ -19,6 +20,21 @@ _UNKNOWN_START_S = 0.1
 """Taken for the time that a start takes before there has been one: an interpreter with a few imports."""
 _START_WEIGHT = 0.3
 """Of the last start in the mean: a change shows after three."""
+
+_GONE_REMEMBERED = 64
+"""Of one function: more come back at once seldom."""
+
+
+class Gone(NamedTuple):
+    """An idle environment that is gone.
+
+    Attributes:
+        last_used: When its last call ended.
+        expected: False once another one has waited in its place for nothing.
+    """
+
+    last_used: float
+    expected: bool
 
 
 class AccountState:
@@ -53,9 +69,8 @@ class FunctionState:
         deleted: True when the function exists no more and its counts go with its last environment.
         keep_alive: Decides how long its environments stay idle.
         learns: Whether that is told of calls, and so those below are kept.
-        quiet_since: When the last call that ran or waited ended.
-        quiet_look_s: From then on, until it is looked at whether the next call is expected.
-        last_spec: The version of the last call that ended; None when that is not wanted any more.
+        gone: Idle environments that are gone, the one used last at the end: calls come that they could have served.
+        last_spec: The version whose environment became idle last; None when that is not wanted any more.
         start_s: What making an environment takes, in seconds.
     """
 
@@ -66,6 +81,7 @@ class FunctionState:
         "deleted",
         "environments",
         "function_name",
+        "gone",
         "held_mib",
         "in_flight",
         "invocations",
@@ -75,8 +91,6 @@ class FunctionState:
         "learns",
         "partition",
         "queued",
-        "quiet_look_s",
-        "quiet_since",
         "reserved",
         "start_s",
         "throttles",
@@ -108,8 +122,7 @@ class FunctionState:
         self.deleted = False
         self.keep_alive = keep_alive
         self.learns = keep_alive.learns
-        self.quiet_since = 0.0
-        self.quiet_look_s = 0.0
+        self.gone: deque[Gone] = deque(maxlen=_GONE_REMEMBERED)
         self.last_spec: VersionSpec | None = None
         self.start_s = _UNKNOWN_START_S
         self.invocations_before = 0  # its environments of now

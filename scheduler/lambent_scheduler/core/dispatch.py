@@ -104,8 +104,8 @@ class Dispatcher(CallBook):
         else:
             self._admit_waiting(call, version)
             return None
-        if function.learns and not function.in_flight:
-            function.keep_alive.called(now - function.quiet_since)
+        if function.learns:
+            self._lifetimes.used_again(environment)
         function.in_flight += 1
         account.in_flight += 1
         if reserved is None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lambent_scheduler.core.call import Call
     from lambent_scheduler.core.cold_start import EnvironmentStart
+    from lambent_scheduler.core.concurrency import Gone
     from lambent_scheduler.core.nodes import NodeState
     from lambent_scheduler.core.version import VersionSpec
     from lambent_scheduler.core.version_state import VersionState
@@ -35,7 +36,9 @@ class Environment:
         node_id: Where it lives.
         phase: See Phase. STOPPING from the order to the node's word that it is gone.
         ready_at: When it could serve for the first time.
-        last_used: When its last call ended, or it became ready; of a prepared one, when it was last found to be wanted.
+        last_used: When its last call ended, or it became ready; of a prepared one, when it was last found to be wanted;
+            of one that was started ahead of calls, when that was last used whose place it takes.
+        in_place_of: That one; None when it was started for a call, or has served one.
         served: Calls bound to it so far, the present one included: 1 means that this one is a cold start.
         start: How it was made, until its first call has it; None too when that was for a scheduler that is gone. The
             shell's own but for `Dispatcher.stopped`.
@@ -47,6 +50,7 @@ class Environment:
     __slots__ = (
         "call",
         "environment_id",
+        "in_place_of",
         "last_used",
         "node",
         "node_id",
@@ -69,6 +73,7 @@ class Environment:
         self.phase = Phase.STARTING
         self.ready_at = 0.0
         self.last_used = 0.0
+        self.in_place_of: Gone | None = None
         self.served = served
         self.start: EnvironmentStart | None = None
         self.spent = False

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from lambent_scheduler.core import policies
-from lambent_scheduler.core.concurrency import AccountState, FunctionState
+from lambent_scheduler.core.concurrency import AccountState, FunctionState, Gone
 from lambent_scheduler.core.environments import Environment, Phase, idle_since
 from lambent_scheduler.core.heaps import LazyHeap
 from lambent_scheduler.core.version_state import VersionState
@@ -122,7 +122,7 @@ class Fleet:
         """A STARTING or BUSY environment serves nothing now."""
         version, node = environment.version, environment.node
         environment.phase = Phase.IDLE
-        environment.last_used = now
+        environment.last_used = now if environment.in_place_of is None else environment.in_place_of.last_used
         version.idle[environment] = None
         node.idle.add(environment.spec)
         if not node.reclaim_dirty:
@@ -223,6 +223,8 @@ class Fleet:
                 del version.idle[environment]
                 node.idle.subtract(spec)
                 self.nodes.reclaim_changed(node)
+                if version.function.learns:
+                    version.function.gone.append(Gone(environment.last_used, environment.in_place_of is None))
             case Phase.PREPARED:
                 del version.prepared[environment]
                 node.idle.subtract(spec)
@@ -240,13 +242,8 @@ class Fleet:
 
 
 def idle_end(environment: Environment) -> float | None:
-    """Give the time at which an idle environment is to end; None for one that is not idle.
-
-    Of one that was started ahead of calls and has served none, it is the time until which one is expected.
-    """
+    """Give the time at which an idle environment is to end; None for one that is not idle."""
     if environment.phase is not Phase.IDLE:
         return None
-    function = environment.version.function
-    windows = function.keep_alive.windows()
-    end = environment.last_used + windows.stay_s
-    return end if environment.served else max(end, function.quiet_since + windows.expect_s)
+    windows = environment.version.function.keep_alive.windows()
+    return environment.last_used + (windows.stay_s if environment.in_place_of is None else windows.expect_s)

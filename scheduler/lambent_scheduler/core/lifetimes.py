@@ -9,7 +9,6 @@ from lambent_scheduler.core.actions import Start, Stop
 from lambent_scheduler.core.fleet import idle_end
 from lambent_scheduler.core.heaps import LazyHeap
 from lambent_scheduler.core.placement import Placement, place
-from lambent_scheduler.core.policies import LEAST_PREWARM_S
 
 if TYPE_CHECKING:
     from lambent_scheduler.core.actions import Action
@@ -34,55 +33,78 @@ class Lifetimes:
         self._fleet = fleet
         self._actions = actions
         self._line = line
-        self._quiet: LazyHeap[FunctionState] = LazyHeap(_look_at)
+        self._expected: LazyHeap[FunctionState] = LazyHeap(_prewarm_at)
 
-    def became_quiet(self, function: FunctionState) -> None:
-        """The last call of a function that learns has ended. Of constant cost: it may be so after every call."""
-        if function not in self._quiet.members:
-            function.quiet_look_s = LEAST_PREWARM_S
-            self._quiet.add(function)
+    def used_again(self, environment: Environment) -> None:
+        """An environment of a function that learns serves a call, and was idle until now."""
+        environment.version.function.keep_alive.wanted_again(self._fleet.now - environment.last_used)
+        environment.in_place_of = None
+
+    def missed(self, function: FunctionState) -> None:
+        """A call has come that the last one of those that are gone could have served."""
+        function.keep_alive.wanted_again(self._fleet.now - function.gone.pop().last_used)
 
     def tick(self, now: float) -> None:
         """Stop what has idled long enough, and start what is expected."""
         while (environment := self._fleet.idle.first()) is not None and _end(environment) <= now:
-            self._fleet.stop(environment)
-            self._actions.append(Stop(environment, "idle"))
-        while (function := self._quiet.first()) is not None and _look(function) <= now:
-            windows = function.keep_alive.windows()
-            if now < function.quiet_since + windows.prewarm_s < math.inf:
-                function.quiet_look_s = windows.prewarm_s
-                continue
-            self._quiet.discard(function)
-            if now < function.quiet_since + windows.expect_s and windows.prewarm_s < math.inf:
-                self._prewarm(function)
+            self._stop(environment)
+        while (function := self._expected.first()) is not None and (at := _prewarm_at(function)) is not None:
+            if at > now:
+                break
+            self._prewarm(function, now)
 
     def next_deadline(self) -> float | None:
         """Give the time at which `tick` has something to do; None when it has nothing."""
-        environment, function = self._fleet.idle.first(), self._quiet.first()
-        if environment is None:
-            return None if function is None else _look(function)
-        end = _end(environment)
-        return end if function is None else min(end, _look(function))
+        environment, function = self._fleet.idle.first(), self._expected.first()
+        times = (
+            None if environment is None else _end(environment),
+            None if function is None else _prewarm_at(function),
+        )
+        return min((time for time in times if time is not None), default=None)
 
-    def _prewarm(self, function: FunctionState) -> None:
+    def _stop(self, environment: Environment) -> None:
+        function = environment.version.function
+        self._fleet.stop(environment)
+        self._actions.append(Stop(environment, "idle"))
+        if function.learns:
+            function.last_spec = None if environment.version.retired else environment.spec
+            if function not in self._expected.members and _prewarm_at(function) is not None:
+                self._expected.add(function)
+
+    def _prewarm(self, function: FunctionState, now: float) -> None:
+        """Start an environment in place of the one that is due, or give it up."""
+        place_of = next(number for number, gone in enumerate(function.gone) if gone.expected)
+        gone = function.gone[place_of]
+        environment = None
+        if now < gone.last_used + function.keep_alive.windows().expect_s and not self._line:
+            environment = self._start(function)
+        if environment is None:
+            function.gone[place_of] = gone._replace(expected=False)
+        else:
+            environment.in_place_of = gone
+            del function.gone[place_of]
+
+    def _start(self, function: FunctionState) -> Environment | None:
+        """Start an environment if there is room for it, and none is prepared."""
         spec = function.last_spec
-        if spec is None or spec.snap_start or function.environments or self._line:
-            return  # those with SnapStart have theirs prepared
+        if spec is None or spec.snap_start:
+            return None
         version = self._fleet.version(spec)
         placed = place(self._fleet.nodes, version.request, self._fleet.draw())
-        if isinstance(placed, Placement):
-            self._actions.append(Start(self._fleet.start(version, self._fleet.nodes.node(placed.node_id))))
-        else:
+        if not isinstance(placed, Placement):
             self._fleet.forget_unused(version)
+            return None
+        environment = self._fleet.start(version, self._fleet.nodes.node(placed.node_id))
+        self._actions.append(Start(environment))
+        return environment
 
 
-def _look_at(function: FunctionState) -> float | None:
-    """Give the time at which to look whether a quiet function's next call is expected; None when it has calls."""
-    return None if function.in_flight else function.quiet_since + function.quiet_look_s
-
-
-def _look(function: FunctionState) -> float:
-    return function.quiet_since + function.quiet_look_s
+def _prewarm_at(function: FunctionState) -> float | None:
+    """Give the time at which the next environment of a function is to be started ahead of a call; None when none is."""
+    prewarm_s = function.keep_alive.windows().prewarm_s
+    if prewarm_s == math.inf:
+        return None
+    return next((gone.last_used + prewarm_s for gone in function.gone if gone.expected), None)
 
 
 def _end(environment: Environment) -> float:

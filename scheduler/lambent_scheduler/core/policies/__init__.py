@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from lambent.errors import InvalidParameterError
+from lambent_scheduler.core.policies.break_even import BreakEvenKeepAlive
 from lambent_scheduler.core.policies.fixed import FixedKeepAlive
 from lambent_scheduler.core.policies.greedy_dual import GreedyDual
 from lambent_scheduler.core.policies.histogram import HistogramKeepAlive
@@ -40,6 +41,7 @@ __all__ = [
 KEEP_ALIVE: Final[Mapping[str, Callable[[float], KeepAlive]]] = {
     "fixed": FixedKeepAlive,
     "histogram": HistogramKeepAlive,
+    "break-even": BreakEvenKeepAlive,
 }
 """Keep-alive policies by name; each is made for one function, with the operator's keep-alive in seconds."""
 

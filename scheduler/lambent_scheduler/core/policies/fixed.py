@@ -21,7 +21,7 @@ class FixedKeepAlive:
     def __init__(self, keep_alive_s: float) -> None:
         self._windows = Windows(keep_alive_s, math.inf, keep_alive_s)
 
-    def called(self, quiet_s: float) -> None:
+    def wanted_again(self, idle_s: float) -> None:
         """See KeepAlive."""
 
     def windows(self) -> Windows:

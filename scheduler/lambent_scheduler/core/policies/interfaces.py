@@ -14,16 +14,18 @@ if TYPE_CHECKING:
 LEAST_PREWARM_S: Final = 30.0
 """A call that is expected sooner is better waited for by the environment that there is."""
 
+LINGER_S: Final = 10.0
+"""What is not needed before the next call is due stays for so long, since calls seldom come quite alone."""
+
 
 class Windows(NamedTuple):
-    """How long environments of a function stay idle, in seconds.
+    """When an environment of a function is to be there, in seconds since its last call ended.
 
     Attributes:
-        stay_s: From the end of an environment's last call to its own end.
-        prewarm_s: From the end of the function's last call to the start of an environment for the next one, if there is
-            none; at least `LEAST_PREWARM_S`, infinity when none is started ahead of calls.
-        expect_s: From the end of the function's last call to the end of an environment that has been started ahead and
-            that no call has come for.
+        stay_s: Until then it stays idle.
+        prewarm_s: Then another one is started in its place, ahead of the call that is expected; at least
+            `LEAST_PREWARM_S`, infinity when none is.
+        expect_s: Until then that one waits for the call.
     """
 
     stay_s: float
@@ -40,8 +42,11 @@ class KeepAlive(Protocol):
 
     learns: bool
 
-    def called(self, quiet_s: float) -> None:
-        """A call has come after none has run or waited for so long; asked of every such call, so of constant cost."""
+    def wanted_again(self, idle_s: float) -> None:
+        """A call has come for an environment that had been idle for so long, or would have been had it stayed.
+
+        Of constant cost: every warm call tells so.
+        """
 
     def windows(self) -> Windows:
         """Give what is best now; asked seldom."""
