@@ -103,7 +103,7 @@ class WrongUsageError(CommandFailedError):
     default="fixed",
     show_default=True,
     metavar="NAME",
-    help="fixed or histogram: what decides how long idle environments stay, docs/scaling.md.",
+    help="fixed, histogram or break-even: what decides how long idle environments stay, docs/scaling.md.",
 )
 @click.option(
     "--eviction-policy",

@@ -109,21 +109,21 @@ def test_windows_are_in_order_whatever_the_calls_are_like(name: str, idle_s: lis
 # What is worth its memory.
 
 
-@pytest.mark.parametrize("idle_s", [(), (5 * MINUTE_S,) * 4])
+@pytest.mark.parametrize("idle_s", [(), (5 * MINUTE_S,) * 2])
 def test_breaking_even_goes_by_the_operator_as_long_as_little_is_known(idle_s: tuple[float, ...]) -> None:
-    """As the histogram does, with half as many samples: it weighs them."""
+    """As the histogram does, with fewer samples: it weighs them."""
     assert told(*idle_s, name="break-even").windows() == Windows(KEEP_ALIVE_S, math.inf, KEEP_ALIVE_S)
 
 
 def test_an_environment_stays_where_most_come_back_soon() -> None:
-    """And not for the one in ten who comes after hours: an hour of idling is worth one start."""
+    """And not for the one in ten who comes after hours: forty minutes of idling are worth one start."""
     windows = told(*[90.0] * 9, 3 * 3600.0, name="break-even").windows()
     assert windows.stay_s == pytest.approx(2 * MINUTE_S + 6)
     assert windows.prewarm_s == math.inf
 
 
 def test_an_environment_stays_for_a_rare_call_that_comes_soon_enough() -> None:
-    """Six in a hundred within ten minutes cost less than an hour each; none is left after that."""
+    """Six in a hundred within ten minutes cost less than forty minutes each; none is left after that."""
     windows = told(*[1.0] * 94, *[590.0] * 6, name="break-even").windows()
     assert windows.stay_s == pytest.approx(10 * MINUTE_S + 6)
     windows = told(*[1.0] * 94, *[7 * 3600.0] * 6, name="break-even").windows()
@@ -149,12 +149,12 @@ def test_no_other_stretch_has_a_larger_balance(counts: dict[int, int], beyond: i
     idle_s = [(number + 0.5) * MINUTE_S for number, count in counts.items() for _ in range(count)]
     idle_s += [5 * 3600.0] * beyond
     windows = told(*idle_s, name="break-even").windows()
-    assume(len(idle_s) >= 5)
+    assume(len(idle_s) >= 3)
 
     def balance(first: int, last: int) -> float:
         saved = sum(first * MINUTE_S <= one < last * MINUTE_S for one in idle_s)
         idled_s = sum(min(one, last * MINUTE_S) - first * MINUTE_S for one in idle_s if one > first * MINUTE_S)
-        return saved - idled_s / (6 * KEEP_ALIVE_S) - (0.1 * len(idle_s) if 0 < first < last else 0)
+        return saved - idled_s / (4 * KEEP_ALIVE_S) - (0.05 * len(idle_s) if 0 < first < last else 0)
 
     best = max(balance(first, last) for first in range(8) for last in range(first, 8))
     if windows.prewarm_s < math.inf:

@@ -16,12 +16,12 @@ from typing import Final
 from lambent_scheduler.core.policies.idle_times import BIN_S, IdleTimes
 from lambent_scheduler.core.policies.interfaces import LEAST_PREWARM_S, LINGER_S, Windows
 
-_WORTH: Final = 6.0
-"""What a start is worth, in multiples of the operator's keep-alive: an hour of idling for ten minutes. Found by
-simulation: it leaves as much memory idle as that fixed time does, and half of the cold starts (docs/scaling.md)."""
-_AHEAD: Final = 0.1
+_WORTH: Final = 4.0
+"""What a start is worth, in multiples of the operator's keep-alive: forty minutes of idling for ten. Found by
+simulation: it leaves as much memory idle as that fixed time does (docs/scaling.md)."""
+_AHEAD: Final = 0.05
 """What a start ahead of a call costs, in starts that a call waits for: CPU, but nobody's time."""
-_LEAST_SAMPLES: Final = 5
+_LEAST_SAMPLES: Final = 3
 """Fewer say nothing."""
 _MARGIN_S: Final = BIN_S / 10
 """By which an expected stretch begins sooner and ends later: arrivals jitter."""
