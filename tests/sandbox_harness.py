@@ -229,7 +229,7 @@ __all__ = [
 
 
 def require_disk(directory: Path) -> None:
-    """Skip where the disk is memory, as in `make test-vm`: then what is written to it is memory of who writes."""
+    """Skip where the disk is memory, as /tmp of some machines is: what is written to it is memory of who writes."""
     kind = subprocess.run(["stat", "-f", "-c", "%T", directory], capture_output=True, text=True, check=True).stdout
     if kind.strip() == "tmpfs":
         pytest.skip(f"{directory} is memory")

@@ -336,7 +336,7 @@ def for_vm(checkout: Checkout, programs: Path) -> Iterator[Checkout]:
     """A checkout on a Debian machine that has all that boots a virtual machine, but no kernel for it."""
     if "ID=debian" not in Path("/etc/os-release").read_text().splitlines() or os.uname().machine != "x86_64":
         pytest.skip("the kernel is Debian's, for x86_64")
-    for name in ("etcd", "qemu-system-x86_64", "busybox", "modprobe", "file"):
+    for name in ("etcd", "qemu-system-x86_64", "busybox", "modprobe", "file", "mkfs.ext4"):
         program(programs / name, "")
     program(programs / "apt-cache", "echo linux-image-amd64; echo '  Depends: linux-image-6.1.0-amd64'\n")
     yield checkout
