@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from lambent_node_agent.sandbox import sandbox, zygote_client
+from lambent_node_agent.sandbox import demand, sandbox, zygote_client
 
 PATIENCE = float(os.environ.get("LAMBENT_TEST_PATIENCE", "1"))
 """Factor on the tests' own deadlines, and by `be_patient` on the agent's. `make test-vm` sets 5: emulated code is some
@@ -12,7 +12,11 @@ fifteen times slower, and the deadlines have room for three times as it is."""
 
 
 def be_patient() -> None:
-    """Give sandboxes of this process so much more time to do what takes milliseconds otherwise."""
+    """Give sandboxes of this process so much more time to do what takes milliseconds otherwise.
+
+    A pool that is filled so slowly would forget meanwhile what it is filled for.
+    """
+    demand.HALF_LIFE_S *= PATIENCE
     sandbox.SETUP_TIMEOUT_S *= PATIENCE
     sandbox.KILL_TIMEOUT_S *= PATIENCE
     sandbox.FORK_END_TIMEOUT_S *= PATIENCE

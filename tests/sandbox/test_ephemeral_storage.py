@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.sandbox_harness import OWN_RUNTIME, Lab, config, lab, pool_of, require_disk
+from tests.sandbox_harness import OWN_RUNTIME, TIMEOUT_S, Lab, config, lab, pool_of, require_disk
 
 from lambent_node_agent.sandbox import SandboxError, SandboxHost
 from lambent_node_agent.sandbox.ephemeral_storage import (
@@ -305,7 +305,7 @@ def handler(event, context):
 """
     with disk(place / "disk", 256) as host_disk:
         large = dataclasses.replace(config(host_disk, "full-disk", 1), disk_mib=1024)
-        async with asyncio.timeout(60), SandboxHost(large) as host:
+        async with asyncio.timeout(TIMEOUT_S), SandboxHost(large) as host:
             await host.wait_until_filled()
             [ready_made] = pool_of(host)
             world = Lab(host, place)
@@ -357,11 +357,11 @@ async def test_nothing_is_left_of_it_after_sigkill(mount_namespace: None, place:
     process = await asyncio.create_subprocess_exec(*command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdout is not None
     while (line := await process.stdout.readline()) != b"made\n":
-        assert b"ephemeral_storage_without_direct_io" in line  # the disk of a virtual machine is memory
+        assert b"ephemeral_storage_without_direct_io" in line  # where the disk is memory
     assert loop_files(place)
     process.kill()
     await process.wait()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(TIMEOUT_S):
         await until(lambda: not loop_files(place))
     assert sorted(os.listdir(place)) == ["ephemeral-storage", "place"]
     with volume(place / "next"):
@@ -378,7 +378,7 @@ async def test_what_is_freed_goes_back_to_the_disk(mount_namespace: None, place:
         made.remove()
         made.make()
         assert os.listdir(tmp) == []
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(TIMEOUT_S):
             await until(lambda: use_of(host_disk) < SUPERBLOCK_AND_TREES_MIB)
 
 
@@ -461,5 +461,5 @@ async def test_an_image_that_could_not_be_prepared_is_gone(
         ImageStorage(place, 256)
     assert len(os.listdir("/proc/self/fd")) == before
     assert os.listdir(place) == []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(TIMEOUT_S):
         await until(lambda: not loop_files(place))

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.sandbox_harness import Lab, config, lab, processes_of, require_disk, zygote_of
+from tests.patience import PATIENCE
+from tests.sandbox_harness import TIMEOUT_S, Lab, config, lab, processes_of, require_disk, zygote_of
 
 from lambent_node_agent.cgroups import CgroupError, Group, Layout, Tree, read_layout
 from lambent_node_agent.cgroups.layout import FREEZER, Hierarchy
@@ -32,7 +33,7 @@ threading.Thread(target=spin, daemon=True).start()
 def handler(event, context):
     return count
 """
-DEADLINE_S = 10
+DEADLINE_S = 10 * PATIENCE
 
 
 def cpu_ns(pids: list[int]) -> int:
@@ -180,7 +181,7 @@ async def test_a_frozen_sandbox_is_closed_and_its_groups_are_used_again(world: L
         wait_until(sandbox._slot.group.is_frozen)
         begun = time.monotonic()
         await sandbox.close()
-        assert time.monotonic() - begun < 1
+        assert time.monotonic() - begun < PATIENCE
     async with world.function("def handler(event, context): return event") as function:
         assert function.sandbox._slot.uid == uid
         assert await function.invoke(7) == 7
@@ -225,7 +226,7 @@ async def test_a_host_with_frozen_sandboxes_ends(mount_namespace: None, place: P
             await sandbox.specialise(lab.write(SPINNER), 128, 1000, 16)
             await sandbox.freeze()
         begun = time.monotonic()
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < 2 * PATIENCE
 
 
 READER = """
@@ -265,7 +266,7 @@ async def test_memory_is_taken_back_from_a_frozen_function(world: Lab) -> None:
 @pytest.mark.asyncio(loop_scope="module")
 async def test_frozen_sandboxes_end_with_their_zygote(mount_namespace: None, place: Path) -> None:
     """On version 1 they would look alive until the next call, which would be lost."""
-    async with asyncio.timeout(30), lab(place, "zygote-frozen") as made, made.function(SPINNER) as function:
+    async with asyncio.timeout(TIMEOUT_S), lab(place, "zygote-frozen") as made, made.function(SPINNER) as function:
         await function.sandbox.freeze()
         wait_until(function.sandbox._slot.group.is_frozen)
         zygote_of(made.host)._process.kill()

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.sandbox_harness import OWN_RUNTIME, Lab, config, lab, pool_of, processes_of, until, zygote_of
+from tests.sandbox_harness import OWN_RUNTIME, TIMEOUT_S, Lab, config, lab, pool_of, processes_of, until, zygote_of
 
 from lambent_node_agent.sandbox import SandboxError, SandboxHost
 from lambent_node_agent.sandbox.seccomp.libseccomp import Library
@@ -60,7 +60,7 @@ def start_agent(place: Path, owner: str) -> subprocess.Popen[bytes]:
 
 async def test_a_kill_leaves_the_sandbox_and_its_tmp(world: Lab) -> None:
     """After a timeout AWS starts the process anew in the same environment: globals are gone, /tmp is not."""
-    async with asyncio.timeout(30), world.sandbox(COUNTER) as sandbox:
+    async with asyncio.timeout(TIMEOUT_S), world.sandbox(COUNTER) as sandbox:
         async with world.start(sandbox) as function:
             await function.frame()
             assert [await function.invoke(), await function.invoke()] == [[1, 1], [2, 2]]
@@ -134,7 +134,7 @@ async def test_a_closed_sandbox_refuses_everything(world: Lab) -> None:
 
 async def test_closing_ends_a_running_process(world: Lab) -> None:
     """And tells whoever waits for its exit."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(TIMEOUT_S):
         async with world.sandbox(ECHO) as sandbox, world.start(sandbox) as function:
             assert (await function.frame())[0] is Kind.READY
             await sandbox.close()
@@ -181,7 +181,7 @@ async def test_a_hundred_environments_leave_nothing(world: Lab) -> None:
 
 async def test_the_pool_hands_out_ready_made_sandboxes(mount_namespace: None, place: Path) -> None:
     """A cold start takes what was made before, and the pool is filled again."""
-    async with asyncio.timeout(30), lab(place, "pool", pool_size=2) as made:
+    async with asyncio.timeout(TIMEOUT_S), lab(place, "pool", pool_size=2) as made:
         await made.host.wait_until_filled()
         assert made.host.ready_made(OWN_RUNTIME) == 2
         waiting = pool_of(made.host)
@@ -213,7 +213,7 @@ def wait_until_receiving(pid: int) -> None:
 
 async def test_a_rehearsal_leaves_no_trace(mount_namespace: None, place: Path) -> None:
     """A pooled runtime has made a start and an invocation for nothing; the function must not see them."""
-    async with asyncio.timeout(30), lab(place, "rehearsal", pool_size=1) as made:
+    async with asyncio.timeout(TIMEOUT_S), lab(place, "rehearsal", pool_size=1) as made:
         await made.host.wait_until_filled()
         [waiting] = pool_of(made.host)
         await until(lambda: len(processes_of(waiting)) == 2)  # the reaper is ready before it has forked the runtime
@@ -233,7 +233,7 @@ async def test_a_rehearsal_succeeds_whatever_the_agents_umask_is(mount_namespace
     """Daemons of `lambent up` let nobody read their files; who fails in a rehearsal is gone when its order comes."""
     before = os.umask(0o077)
     try:
-        async with asyncio.timeout(30), lab(place, "umask", pool_size=1) as made:
+        async with asyncio.timeout(TIMEOUT_S), lab(place, "umask", pool_size=1) as made:
             await made.host.wait_until_filled()
             [pooled] = pool_of(made.host)
             [_reaper, runtime] = processes_of(pooled)
@@ -245,7 +245,7 @@ async def test_a_rehearsal_succeeds_whatever_the_agents_umask_is(mount_namespace
 
 async def test_a_cold_start_does_not_wait_for_the_reaper(mount_namespace: None, place: Path) -> None:
     """Its order goes to the process that waits for it; to wake another one first would take as long as half a start."""
-    async with asyncio.timeout(30), lab(place, "direct") as made, made.sandbox(ECHO) as sandbox:
+    async with asyncio.timeout(TIMEOUT_S), lab(place, "direct") as made, made.sandbox(ECHO) as sandbox:
         [reaper, _runtime] = processes_of(sandbox)
         os.kill(reaper, signal.SIGSTOP)
         async with made.start(sandbox) as function:
@@ -261,7 +261,7 @@ async def test_a_process_that_dies_while_it_waits_costs_no_start(
     mount_namespace: None, place: Path, noticed: bool
 ) -> None:
     """The kernel may choose it as the victim; the reaper then forks another, whether or not the agent has heard."""
-    async with asyncio.timeout(30), lab(place, "lost") as made, made.sandbox(ECHO) as sandbox:
+    async with asyncio.timeout(TIMEOUT_S), lab(place, "lost") as made, made.sandbox(ECHO) as sandbox:
         [reaper, waiting] = processes_of(sandbox)
         end = os.pidfd_open(waiting)
         if not noticed:
@@ -280,7 +280,7 @@ async def test_a_process_that_dies_while_it_waits_costs_no_start(
 
 async def test_a_pooled_sandbox_that_died_is_not_handed_out(mount_namespace: None, place: Path) -> None:
     """The out-of-memory killer of the machine may have taken it."""
-    async with asyncio.timeout(30), lab(place, "dead", pool_size=1) as made:
+    async with asyncio.timeout(TIMEOUT_S), lab(place, "dead", pool_size=1) as made:
         await made.host.wait_until_filled()
         assert made.host.ready_made(OWN_RUNTIME) == 1
         [waiting] = pool_of(made.host)
@@ -292,7 +292,7 @@ async def test_a_pooled_sandbox_that_died_is_not_handed_out(mount_namespace: Non
 
 async def test_a_dead_zygote_takes_its_sandboxes_and_is_started_again(mount_namespace: None, place: Path) -> None:
     """Its environments are reported as ended, and the node goes on."""
-    async with asyncio.timeout(30), lab(place, "zygote") as made:
+    async with asyncio.timeout(TIMEOUT_S), lab(place, "zygote") as made:
         sandbox = await made.host.create(OWN_RUNTIME)
         zygote_of(made.host)._process.kill()
         await sandbox.exited
@@ -309,7 +309,7 @@ async def test_zygotes_do_not_get_the_signals_of_the_agents_terminal(world: Lab)
 
 async def test_leaving_the_host_takes_everything_off_the_machine(mount_namespace: None, place: Path) -> None:
     """Also sandboxes that nobody has closed."""
-    async with asyncio.timeout(30), lab(place, "leave", pool_size=1) as made:
+    async with asyncio.timeout(TIMEOUT_S), lab(place, "leave", pool_size=1) as made:
         sandbox = await made.host.create(OWN_RUNTIME)
         await sandbox.specialise(made.write(ECHO), 128, 72, 16)
         process = await sandbox.start_runtime("handler.handler", {})
@@ -358,7 +358,7 @@ async def test_a_killed_agent_leaves_no_process_and_no_mount_and_the_next_one_sw
         finally:
             agent.kill()
     loop = asyncio.get_running_loop()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(TIMEOUT_S):
         for process in processes:
             ended = asyncio.Event()
             loop.add_reader(process, ended.set)
@@ -367,7 +367,7 @@ async def test_a_killed_agent_leaves_no_process_and_no_mount_and_the_next_one_sw
             os.close(process)
     assert str(place) not in mounts("1")
     assert groups_of(owner)
-    async with asyncio.timeout(30), SandboxHost(config(place, "killed")) as host:
+    async with asyncio.timeout(TIMEOUT_S), SandboxHost(config(place, "killed")) as host:
         await (await host.create(OWN_RUNTIME)).close()
     assert groups_of(owner) == []
     assert os.listdir(place / "state") == []

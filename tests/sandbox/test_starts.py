@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import cast
 
 import pytest
-from tests.sandbox_harness import OWN_RUNTIME, Lab
+from tests.sandbox_harness import OWN_RUNTIME, TIMEOUT_S, Lab
 
 from lambent.v1 import node_pb2
 from lambent_node_agent.admission import Admission, Resources
@@ -80,7 +80,7 @@ async def test_a_start_is_over_before_the_first_call(world: Lab, code: str) -> N
     )
     supply = world.host._supplies[OWN_RUNTIME]
     before = supply._starts
-    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(TIMEOUT_S), asyncio.TaskGroup() as tasks:
         attachment = Attachment("s", write)
         writing = tasks.create_task(attachment.writer.run())
         node = node_with(world, code, tasks)

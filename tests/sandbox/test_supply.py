@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import structlog
-from tests.sandbox_harness import OWN_RUNTIME, Lab, config, lab, pool_of, processes_of, until, zygote_of
+from tests.sandbox_harness import OWN_RUNTIME, TIMEOUT_S, Lab, config, lab, pool_of, processes_of, until, zygote_of
 
 from lambent_node_agent.sandbox import SandboxError, SandboxHost
 from lambent_node_agent.sandbox import sandbox as sandbox_module
@@ -50,7 +50,7 @@ async def test_the_pool_is_filled_again_after_a_failure_that_nobody_thought_of(
     mount_namespace: None, place: Path
 ) -> None:
     """Descriptors run out for a moment; after it cold starts come from the pool as before."""
-    async with asyncio.timeout(30), lab(place, "filled", pool_size=2) as made:
+    async with asyncio.timeout(TIMEOUT_S), lab(place, "filled", pool_size=2) as made:
         taken = await made.host.create(OWN_RUNTIME)
         with no_descriptors_left(), structlog.testing.capture_logs() as logs:
             await until(lambda: any(entry["event"] == "runtime_not_ready" for entry in logs))
@@ -89,7 +89,7 @@ async def test_every_runtime_has_a_zygote_before_it_is_asked_for(world: Lab) -> 
 
 async def test_a_zygote_that_died_is_replaced_before_it_is_asked_for(mount_namespace: None, place: Path) -> None:
     """With it died its pool; the next cold start finds a new one."""
-    async with asyncio.timeout(30), lab(place, "again", pool_size=1) as made:
+    async with asyncio.timeout(TIMEOUT_S), lab(place, "again", pool_size=1) as made:
         zygote, [pooled] = zygote_of(made.host), pool_of(made.host)
         zygote._process.kill()
         await zygote.exited
@@ -104,7 +104,7 @@ async def test_the_slot_of_a_cancelled_fork_is_not_used_before_its_process_has_e
     mount_namespace: None, place: Path
 ) -> None:
     """The order is on its way when nobody waits any more; two processes may not share a UID and its groups."""
-    async with asyncio.timeout(30), lab(place, "late") as made:
+    async with asyncio.timeout(TIMEOUT_S), lab(place, "late") as made:
         first = await made.host.create(OWN_RUNTIME)
         slot = first._slot
         await first.close()
@@ -128,7 +128,7 @@ async def test_the_slot_of_a_cancelled_fork_is_not_used_before_its_process_has_e
 
 async def test_a_zygote_that_dies_with_an_order_fails_it(mount_namespace: None, place: Path) -> None:
     """The next one serves, with the same slot."""
-    async with asyncio.timeout(30), lab(place, "failed") as made:
+    async with asyncio.timeout(TIMEOUT_S), lab(place, "failed") as made:
         zygote = zygote_of(made.host)
         zygote._process.send_signal(signal.SIGSTOP)
         forking = asyncio.create_task(made.host.create(OWN_RUNTIME))
@@ -167,7 +167,7 @@ async def refuse_fork(world: Lab) -> tuple[asyncio.Task[tuple[socket.socket, int
 
 async def test_a_fork_that_failed_is_over_when_its_process_is(world: Lab) -> None:
     """A process that came after all reads the end of its control socket, and leaves before its slot is used again."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(TIMEOUT_S):
         forking, control = await refuse_fork(world)
         with socket.socket(fileno=control) as process:
             messages.send(process, {"event": "ready"})
@@ -181,7 +181,7 @@ async def test_a_fork_that_failed_is_over_when_its_process_is(world: Lab) -> Non
 async def test_a_slot_is_lost_when_its_process_may_still_come(world: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stuck in the kernel: nobody may share its UID."""
     monkeypatch.setattr(sandbox_module, "FORK_END_TIMEOUT_S", 0.05)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(TIMEOUT_S):
         forking, control = await refuse_fork(world)
         with pytest.raises(SlotLostError):
             await forking
@@ -195,7 +195,7 @@ async def test_a_sandbox_that_would_not_die_can_be_closed_once_it_has(
     """A process stuck in the kernel keeps its slot until it is gone, and no longer."""
     monkeypatch.setattr(sandbox_module, "KILL_TIMEOUT_S", 0.05)
     group = FREEZER / f"lambent-test-{os.getpid()}"
-    async with asyncio.timeout(30), lab(place, "stuck") as made:
+    async with asyncio.timeout(TIMEOUT_S), lab(place, "stuck") as made:
         sandbox = await made.host.create(OWN_RUNTIME)
         group.mkdir()
         try:
@@ -218,7 +218,7 @@ async def test_a_sandbox_that_would_not_die_can_be_closed_once_it_has(
 async def test_a_burst_leaves_a_pool_for_the_next_one(mount_namespace: None, place: Path) -> None:
     """Made while nobody waits, several at a time; when no burst comes, back to what is kept at least."""
     growing = replace(config(place, "burst", pool_size=1), memory_mib=4096)
-    async with asyncio.timeout(30), SandboxHost(growing) as host:
+    async with asyncio.timeout(TIMEOUT_S), SandboxHost(growing) as host:
         await host.wait_until_filled()
         burst = await asyncio.gather(*(host.create(OWN_RUNTIME) for _ in range(12)))
         for sandbox in burst:
@@ -233,7 +233,7 @@ async def test_a_burst_leaves_a_pool_for_the_next_one(mount_namespace: None, pla
 
 async def test_a_pool_shrinks_when_its_demand_has_ended(mount_namespace: None, place: Path) -> None:
     """Blank sandboxes that nobody asks for any more are memory of nobody."""
-    async with asyncio.timeout(30), lab(place, "shrinks", pool_size=4) as made:
+    async with asyncio.timeout(TIMEOUT_S), lab(place, "shrinks", pool_size=4) as made:
         supply = made.host._supplies[OWN_RUNTIME]
         supply._bounds = Bounds(1, 4)  # as if the three others had been there for a burst long ago
         first, *others = pool_of(made.host)
@@ -245,7 +245,7 @@ async def test_a_pool_shrinks_when_its_demand_has_ended(mount_namespace: None, p
 
 async def test_a_start_that_forks_goes_before_the_pool(mount_namespace: None, place: Path) -> None:
     """A pool is filled with what the starts leave of the CPU."""
-    async with asyncio.timeout(30), lab(place, "before", pool_size=2) as made:
+    async with asyncio.timeout(TIMEOUT_S), lab(place, "before", pool_size=2) as made:
         supply, zygote = made.host._supplies[OWN_RUNTIME], zygote_of(made.host)
         taken = [await made.host.create(OWN_RUNTIME) for _ in range(2)]
         zygote._process.send_signal(signal.SIGSTOP)
@@ -264,7 +264,7 @@ async def test_a_start_that_forks_goes_before_the_pool(mount_namespace: None, pl
 
 async def test_a_slot_that_cannot_be_cleaned_is_no_matter_of_others(mount_namespace: None, place: Path) -> None:
     """It is tried again whenever another one is given back, whose sandbox is closed all the same."""
-    async with asyncio.timeout(30), lab(place, "soiled") as made:
+    async with asyncio.timeout(TIMEOUT_S), lab(place, "soiled") as made:
         slots = made.host._supplies[OWN_RUNTIME]._slots
         soiled = await slots.take()
         soiled._has_code = True  # a mount that does not go

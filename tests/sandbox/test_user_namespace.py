@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from tests.sandbox.test_isolation import PROBE, probe
-from tests.sandbox_harness import OWN_RUNTIME, Lab, processes_of
+from tests.sandbox_harness import OWN_RUNTIME, TIMEOUT_S, Lab, processes_of
 from tests.user_namespaces import FORBID
 
 NS_GET_USERNS = 0xB701
@@ -80,7 +80,9 @@ async def test_a_kernel_that_allows_no_user_namespaces_serves_without(mount_name
     """Every other layer is there; the agent's log says what is not, and why."""
     arguments = [str(place / "state"), f"forbidden-{os.getpid()}", OWN_RUNTIME]
     command = [sys.executable, "-c", ENTER + FORBID + HOST, *arguments]
-    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=False, timeout=60)
+    done = await asyncio.to_thread(
+        subprocess.run, command, capture_output=True, text=True, check=False, timeout=2 * TIMEOUT_S
+    )
     assert "served" in done.stdout, done.stderr
     assert "missing=user-namespace" in done.stdout
     assert "Operation not permitted" in done.stdout

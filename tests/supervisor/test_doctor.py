@@ -18,7 +18,7 @@ from lambent_node_agent.doctor.checks import Check, Status, run_checks
 from lambent_node_agent.doctor.facts import NAMESPACES, Facts, FoundProgram
 from lambent_node_agent.isolation import Level, Protection
 from lambent_node_agent.sandbox import Confinement
-from tests.cluster import lambent
+from tests.cluster import COMMAND_TIMEOUT_S, lambent
 
 UNIFIED = Hierarchy(
     Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup"), True, frozenset({"memory", "cpu", "pids", "freezer"})
@@ -180,7 +180,8 @@ def test_doctor_tries_what_it_promises() -> None:
     hide += "linux.mount(None, '/', None, linux.MS_REC | linux.MS_PRIVATE)\n"
     hide += "linux.mount('none', '/run', 'tmpfs', linux.MS_RDONLY)\n"
     hide += "from lambent.cli.main import main\nsys.argv = ['lambent', 'doctor', '--output=json']\nmain()\n"
-    done = subprocess.run([sys.executable, "-c", hide], capture_output=True, text=True, check=False, timeout=60)
+    command = [sys.executable, "-c", hide]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=COMMAND_TIMEOUT_S)
     checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
     assert checks["namespaces"]["status"] == "ok"
     assert checks["sandbox"]["status"] == "missing"
