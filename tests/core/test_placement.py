@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import product
 
 import pytest
 from hypothesis import given
@@ -130,9 +131,13 @@ def _reason(node: NodeState, request: PlacementRequest) -> str | None:
 def test_a_node_is_found_exactly_when_there_is_one(
     steps: list[tuple[object, ...]], requests: list[PlacementRequest], seed: int
 ) -> None:
-    """The indexes know what a look at every node would tell, after any history; a chosen node can take the request."""
+    """The indexes know what a look at every node would tell, after any history; a chosen node can take the request.
+
+    Whatever the policy, and whichever nodes are not to be chosen.
+    """
     cluster = _cluster_after(steps, lambda table: place(table, requests[0], seed))
-    for request in requests:
+    for request, policy in product(requests, policies.PLACEMENT.values()):
+        cluster.table.policy = policy()
         reasons = {node.node_id: _reason(node, request) for node in cluster.table}
         answer = place(cluster.table, request, seed)
         assert answer == place(cluster.table, request, seed)
@@ -171,14 +176,15 @@ def test_room_by_eviction_is_found_exactly_when_there_is_some(
         assert bool(sample) == bool(possible)
 
 
-def test_excluded_nodes_do_not_hide_the_others() -> None:
+@pytest.mark.parametrize("name", policies.PLACEMENT)
+def test_excluded_nodes_do_not_hide_the_others(name: str) -> None:
     """However the sample falls, a node that may be chosen is found."""
-    table = _table(6)
-    request = _request()._replace(excluded={"n0", "n1", "n2", "n3"})
+    table = _table(12, policy=policies.PLACEMENT[name]())
+    request = _request()._replace(excluded={"n0", "n1", "n10", "n11"})
     for seed in range(200):
         placed = place(table, request, seed)
         assert isinstance(placed, Placement)
-        assert placed.node_id in {"n4", "n5"}
+        assert placed.node_id not in request.excluded
 
 
 @given(st.integers(-2000, 200_000))
@@ -229,6 +235,27 @@ def _fill(table: NodeTable, number: int, memory_mib: int = 128) -> list[int]:
 def test_a_few_environments_are_packed_or_spread(name: str, counts: list[int]) -> None:
     """Twenty fill a node of these."""
     assert _fill(_table(4, memory_mib=2560, policy=policies.PLACEMENT[name]()), 24) == counts
+
+
+@pytest.mark.parametrize("name", policies.PLACEMENT)
+@pytest.mark.parametrize("is_empty", [True, False])
+def test_a_node_whose_last_start_failed_gets_nothing_while_others_have_room(name: str, is_empty: bool) -> None:
+    """Be it the emptiest of all, as one is that can start nothing, or the fullest."""
+    table = _table(4, policy=policies.PLACEMENT[name]())
+    sick, *others = table
+    sick.failures = 1
+    for node in others if is_empty else [sick]:
+        table.reserve(node, make_spec("other"))
+    assert sick.node_id not in {place(table, _request(), seed)[0] for seed in range(50)}
+
+
+def test_tight_goes_by_room_and_not_by_load() -> None:
+    """A node with few cores is loaded soon, and may have much room for all that."""
+    table = NodeTable(cpu_overcommit=16.0, policy=policies.PLACEMENT["tight"]())
+    for node_id, memory_mib, cpu in (("large", 50_000, 2000), ("small", 4096, 16_000)):
+        table.join(node_id, make_capacity(memory_mib, cpu), {}, ["python3.11"])
+        table.reserve(table.node(node_id), make_spec("other", 1769))
+    assert {place(table, _request(), seed)[0] for seed in range(20)} == {"small"}
 
 
 def test_packing_ends_where_environments_would_have_to_share_cores() -> None:

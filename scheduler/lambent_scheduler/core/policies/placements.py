@@ -1,12 +1,14 @@
 """Which of the nodes that can take a new environment gets it. None of the policies looks at all of them.
 
-A node whose last start failed comes last in all, or a sick node, being always empty, would take everything.
+A node whose last start failed comes last in all, or a sick node, being always empty, would take everything. So that
+there is another one to take, all look at some random nodes, too.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lambent_scheduler.core.nodes import memory_by_cpu
 from lambent_scheduler.core.sampling import positions
 from lambent_scheduler.core.version import cpu_millis
 
@@ -38,8 +40,7 @@ class PackThenSpread:
 
     def sample(self, by_memory: int, by_cpu: int, excluded: int, draw: int) -> Collection[int]:
         """See PlacementPolicy."""
-        tightest = TightPacking.sample(by_memory, by_cpu, excluded, draw)
-        return {*tightest, *positions(by_memory + by_cpu, _CHOICES, excluded, draw)}
+        return _ends(by_memory, by_cpu, excluded, draw, at_front=True)
 
     def rank(self, node: NodeState, request: PlacementRequest) -> Rank:
         """See PlacementPolicy."""
@@ -57,26 +58,24 @@ class TightPacking:
 
     holders = 0
 
-    @staticmethod
-    def sample(by_memory: int, by_cpu: int, excluded: int, draw: int) -> Collection[int]:  # noqa: ARG004 - not random
+    def sample(self, by_memory: int, by_cpu: int, excluded: int, draw: int) -> Collection[int]:
         """See PlacementPolicy."""
-        wanted = 1 + excluded
-        return [*range(min(wanted, by_memory)), *range(by_memory, by_memory + min(wanted, by_cpu))]
+        return _ends(by_memory, by_cpu, excluded, draw, at_front=True)
 
-    def rank(self, node: NodeState, request: PlacementRequest) -> Rank:
+    def rank(self, node: NodeState, request: PlacementRequest) -> Rank:  # noqa: ARG002 - it takes the same everywhere
         """See PlacementPolicy."""
-        return (node.failures > 0, False, False, -_load(node, request), node.slot)
+        free = node.free()
+        return (node.failures > 0, False, False, min(free.memory_mib, memory_by_cpu(free.cpu_millis)), node.slot)
 
 
 class LeastLoaded:
-    """Takes the node with most room: every environment has as few neighbours as can be."""
+    """Takes the least loaded of the nodes with most room and of some others: environments have few neighbours."""
 
     holders = 0
 
-    def sample(self, by_memory: int, by_cpu: int, excluded: int, draw: int) -> Collection[int]:  # noqa: ARG002 - as above
+    def sample(self, by_memory: int, by_cpu: int, excluded: int, draw: int) -> Collection[int]:
         """See PlacementPolicy."""
-        wanted, count = 1 + excluded, by_memory + by_cpu
-        return [*range(max(0, by_memory - wanted), by_memory), *range(max(by_memory, count - wanted), count)]
+        return _ends(by_memory, by_cpu, excluded, draw, at_front=False)
 
     def rank(self, node: NodeState, request: PlacementRequest) -> Rank:
         """See PlacementPolicy."""
@@ -109,6 +108,16 @@ class CodeFirst:
     def rank(self, node: NodeState, request: PlacementRequest) -> Rank:
         """See PlacementPolicy."""
         return (node.failures > 0, False, request.code_sha256 not in node.packages, _load(node, request), node.slot)
+
+
+def _ends(by_memory: int, by_cpu: int, excluded: int, draw: int, *, at_front: bool) -> Collection[int]:
+    """Give the nodes with least room in each of the two lists, or those with most, and random ones."""
+    wanted, count = 1 + excluded, by_memory + by_cpu
+    if at_front:
+        ends = {*range(min(wanted, by_memory)), *range(by_memory, min(by_memory + wanted, count))}
+    else:
+        ends = {*range(max(0, by_memory - wanted), by_memory), *range(max(by_memory, count - wanted), count)}
+    return ends.union(positions(count, _CHOICES, excluded, draw))
 
 
 def _load(node: NodeState, request: PlacementRequest) -> float:
