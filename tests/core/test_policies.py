@@ -248,6 +248,32 @@ def test_nothing_is_started_ahead_for_a_version_that_is_gone() -> None:
     assert pass_time(shell, shell.now + 8 * 3600) == []
 
 
+def test_nothing_is_started_ahead_for_a_function_that_was_deleted_under_its_last_call() -> None:
+    """The call ends on what it came for; nobody will call that again."""
+    shell, spec = learnt()
+    pass_time(shell, shell.now + 30 * MINUTE_S)
+    environment = shell.dispatcher.admit(make_call(spec, shell.now), None, 0, shell.now)
+    assert environment is not None
+    shell.dispatcher.retire_function("default", "f", (), "deleted", shell.now)
+    shell.dispatcher.finished(environment, shell.now)
+    assert [type(order) for order in obey(shell)] == [Stop]
+    assert pass_time(shell, shell.now + 8 * 3600) == []
+
+
+def test_what_was_started_ahead_goes_soon_after_its_call() -> None:
+    """Not as late as it would have gone without one, whatever else is idle."""
+    shell, spec = learnt()
+    end = shell.now
+    pass_time(shell, end + 20 * MINUTE_S)
+    shell.warm(make_spec("other"))
+    [start] = pass_time(shell, end + 28 * MINUTE_S)
+    environment = shell.dispatcher.admit(make_call(spec, shell.now), None, 0, shell.now)
+    assert environment is start.environment
+    shell.dispatcher.finished(environment, shell.now)
+    [stop] = pass_time(shell, shell.now + LINGER_S)
+    assert stop.environment is environment
+
+
 def test_nothing_is_started_ahead_where_it_would_cost_others_their_memory() -> None:
     """An expectation is no call."""
     shell, _ = learnt()

@@ -119,13 +119,15 @@ class CallBook:
         call.environment = environment
         environment.served += 1
         if environment.served == 1:
-            self._count_cold_start(version.function)
+            self._first_call(environment)
         self._scaler.demand_changed(version)
         return call
 
-    def _count_cold_start(self, function: FunctionState) -> None:
+    def _first_call(self, environment: Environment) -> None:
         self.cold_starts += 1
-        function.cold_starts += 1
+        environment.version.function.cold_starts += 1
+        # Without a call it would have stayed until one had been expected, which may be later than what holds now.
+        self._fleet.idle.discard(environment)
 
     # Ends.
 

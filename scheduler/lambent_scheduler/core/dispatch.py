@@ -118,7 +118,7 @@ class Dispatcher(CallBook):
         call.environment = environment
         environment.served += 1
         if environment.served == 1:
-            self._count_cold_start(function)
+            self._first_call(environment)
             self._preparation.look_at(version)
         return environment
 
