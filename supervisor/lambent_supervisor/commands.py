@@ -100,24 +100,24 @@ class WrongUsageError(CommandFailedError):
 )
 @click.option(
     "--keep-alive-policy",
+    type=click.Choice(["fixed", "histogram", "break-even"]),
     default="fixed",
     show_default=True,
-    metavar="NAME",
-    help="fixed, histogram or break-even: what decides how long idle environments stay, docs/scaling.md.",
+    help="What decides how long idle environments stay: see docs/scaling.md.",
 )
 @click.option(
     "--eviction-policy",
+    type=click.Choice(["least-recently-used", "greedy-dual"]),
     default="least-recently-used",
     show_default=True,
-    metavar="NAME",
-    help="least-recently-used or greedy-dual: what decides which idle environment makes room for another one.",
+    help="What decides which idle environment makes room for another one.",
 )
 @click.option(
     "--placement-policy",
+    type=click.Choice(["pack-then-spread", "tight", "least-loaded", "two-choices", "code-first"]),
     default="pack-then-spread",
     show_default=True,
-    metavar="NAME",
-    help="pack-then-spread, tight, least-loaded, two-choices or code-first: which node gets a new environment.",
+    help="What decides which node gets a new environment.",
 )
 @click.option(
     "--max-queue-wait",

@@ -65,6 +65,16 @@ def test_default_ports_are_the_documented_ones() -> None:
     assert (alone["listen"], alone["http_listen"]) == ("127.0.0.1:9400", "127.0.0.1:9401")
 
 
+@pytest.mark.parametrize("name", ["keep_alive_policy", "eviction_policy", "placement_policy"])
+def test_up_and_the_scheduler_offer_the_same_policies(name: str) -> None:
+    """A name that the scheduler does not know is refused by `up`, and not in the log of a child that cannot start."""
+    offers = [option for command in (up, scheduler) for option in command.params if option.name == name]
+    choices = [option.type.choices for option in offers if isinstance(option.type, click.Choice)]
+    assert len(choices) == 2
+    assert choices[0] == choices[1]
+    assert offers[0].default == offers[1].default
+
+
 def test_more_memory_than_there_is_is_allowed_and_said() -> None:
     """Functions rarely use what they declare; the operator decides, knowingly."""
     share = divide(Machine(1024, 2.0), 2, 4096, 100_000)
