@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -215,6 +216,16 @@ async def test_a_volume_is_as_new_until_something_is_made_in_it(
             assert made.as_new is as_new
     in_memory.remove()
     assert not in_memory.as_new
+
+
+async def test_files_without_a_name_leave_all_room(mount_namespace: None, place: Path) -> None:
+    """They do not show, so that the next function gets the same volume; more than half of what there is, both times."""
+    with volume(place / "storage", capacity_mib=32) as (tmp, made):
+        for _ in range(2):
+            with tempfile.TemporaryFile(dir=tmp, buffering=0) as file:
+                assert [file.write(bytes(MIB)) for _ in range(20)] == [MIB] * 20
+                os.fsync(file.fileno())
+            assert made.as_new
 
 
 async def test_a_volume_of_another_size_is_not_as_new(mount_namespace: None, place: Path) -> None:

@@ -68,6 +68,9 @@ class Untouched:
 
     Whoever makes or removes a name in it changes its time of change. Within the tick of the kernel's clock in which
     this was made that would not show: then what is left shows in its size, and what is not left is gone.
+
+    A file that never had a name does not show either (`O_TMPFILE`, as of `tempfile.TemporaryFile`): it has gone with
+    the last process that held it, and its space is there when somebody asks for it.
     """
 
     def __init__(self, place: Path) -> None:
