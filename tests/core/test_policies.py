@@ -260,6 +260,14 @@ def test_nothing_is_started_ahead_for_a_function_that_was_deleted_under_its_last
     assert pass_time(shell, shell.now + 8 * 3600) == []
 
 
+def test_nothing_is_started_ahead_for_a_function_that_may_have_no_calls() -> None:
+    """A reservation of nothing is the operator's brake: not even its init runs."""
+    shell, spec = learnt()
+    pass_time(shell, shell.now + MINUTE_S)
+    shell.dispatcher.reservation_changed(spec.account, spec.function_name, 0)
+    assert pass_time(shell, shell.now + 8 * 3600) == []
+
+
 def test_what_was_started_ahead_goes_soon_after_its_call() -> None:
     """Not as late as it would have gone without one, whatever else is idle."""
     shell, spec = learnt()

@@ -85,9 +85,9 @@ class Lifetimes:
             del function.gone[place_of]
 
     def _start(self, function: FunctionState) -> Environment | None:
-        """Start an environment if there is room for it, and none is prepared."""
+        """Start an environment if there is room for it, none is prepared, and the function may have calls at all."""
         spec = function.last_spec
-        if spec is None or spec.snap_start:
+        if spec is None or spec.snap_start or function.reserved == 0:
             return None
         version = self._fleet.version(spec)
         placed = place(self._fleet.nodes, version.request, self._fleet.draw())
