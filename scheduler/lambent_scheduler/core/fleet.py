@@ -242,7 +242,10 @@ class Fleet:
 
 
 def idle_end(environment: Environment) -> float | None:
-    """Give the time at which an idle environment is to end; None for one that is not idle."""
+    """Give the time at which an idle environment is to end; None for one that is not idle.
+
+    What the policy learns may bring the end forward; where others are idle it is then found at the time it had before.
+    """
     if environment.phase is not Phase.IDLE:
         return None
     windows = environment.version.function.keep_alive.windows()

@@ -15,11 +15,12 @@ _SLACK = 64
 
 
 class LazyHeap(Generic[T]):
-    """Items by a key that only grows while they are inside.
+    """Items by a key that grows while they are inside.
 
     An item stands in the heap under the key that it had when it was added: a lower bound. What reaches the top is
     looked at again and moved back when its key has grown. So the key may change at every invocation, and nothing is
-    paid for it but one step when the item comes to the top.
+    paid for it but one step when the item comes to the top. An item whose key has become smaller is found late: when
+    the key that it stands under is the smallest.
 
     Attributes:
         members: The items inside, each with the number of its live entry. Read only; `in` is the cheap test.

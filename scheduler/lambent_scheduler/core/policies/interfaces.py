@@ -56,7 +56,10 @@ class Eviction(Protocol):
     """Decides which idle environment makes room for another one: the one with the lowest value."""
 
     def value(self, environment: Environment) -> float:
-        """Give what an idle or prepared environment is worth. While it is idle that does not fall."""
+        """Give what an idle or prepared environment is worth.
+
+        Should it fall while the environment is idle, the former value counts until its turn has come by that.
+        """
 
     def evicted(self, environment: Environment, now: float) -> None:
         """It had the lowest value, and has to make room."""
