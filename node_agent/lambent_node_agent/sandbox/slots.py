@@ -47,6 +47,7 @@ class Slot:
         uid: UID and GID of the sandbox, by both numbers.
         group: Its control groups.
         network: Its network namespace.
+        whole: False once its removal has begun: what is left of it can only be removed.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Slot:
         self.uid = uid
         self.group = group
         self.network = network
+        self.whole = True
         self._network_used = False
         self._directory = directory
         self._volume = volume
@@ -142,6 +144,7 @@ class Slot:
             CgroupError: There are processes in its groups after some seconds.
             NetworkError: Its connections cannot be forgotten.
         """
+        self.whole = False
         if self._directory.exists():
             self.clear()
             self._volume.remove()
@@ -240,7 +243,7 @@ class SlotTable:
     def _clean(self, slot: Slot) -> None:
         try:
             slot.clear()
-            if slot.group.reusable and slot.group.reset():
+            if slot.whole and slot.group.reusable and slot.group.reset():
                 slot.renew_network(self._networks)
                 self._free.append(slot)
             else:
