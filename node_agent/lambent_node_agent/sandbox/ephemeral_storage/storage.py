@@ -82,5 +82,5 @@ class Untouched:
         return _traces(os.stat(self._place)) == self._before
 
 
-def _traces(status: os.stat_result) -> tuple[int, int, int]:
-    return status.st_dev, status.st_ctime_ns, status.st_size
+def _traces(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_mode, status.st_uid, status.st_ctime_ns, status.st_mtime_ns, status.st_size
