@@ -22,6 +22,7 @@ PACKAGES = {
     "lambent_node_agent": ("node_agent", {"lambent", "lambent_common", "lambent_runtime"}),
     "lambent_runtime": ("node_agent", set()),
     "lambent_supervisor": ("supervisor", {"lambent", "lambent_common"}),
+    "lambent_simulator": ("simulator", {"lambent", "lambent_common", "lambent_scheduler"}),
 }
 
 
@@ -41,7 +42,10 @@ def imported(path: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_imports_go_one_way(package: str) -> None:
-    """SDK, common, then either daemon: whoever installs the SDK gets no daemon, and neither daemon needs the other."""
+    """SDK, common, then either daemon: whoever installs the SDK gets no daemon, and neither daemon needs the other.
+
+    The simulator has the scheduler's decisions, and nothing has the simulator.
+    """
     allowed = PACKAGES[package][1] | {package}
     wrong = {
         f"{path.relative_to(ROOT)} imports {name}"
