@@ -1,0 +1,214 @@
+"""`lambent sim`: a trace on a simulated cluster, from the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lambent.cli.options import Duration, output_option
+from lambent.cli.output import Output
+from lambent_common.traces import Arrivals, Durations, read_trace
+from lambent_simulator.faults import Fault
+from lambent_simulator.policies import PLACEMENTS, POLICIES
+from lambent_simulator.scenario import CALL_MS, COLD_START_MS, Scenario, read_percentiles
+from lambent_simulator.simulation import simulate
+from lambent_simulator.text import fields_of, functions_table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from lambent_common.traces import Trace
+    from lambent_simulator.figures import Report
+    from lambent_simulator.simulation import Progress
+
+
+class _ColdStart(click.ParamType[Durations]):
+    """Milliseconds, or a file of percentiles."""
+
+    name = "ms|file"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Durations:
+        if isinstance(value, Durations):
+            return value
+        text = str(value)
+        try:
+            time_ms = float(text)
+        except ValueError:
+            return read_percentiles(Path(text))
+        if not 0 < time_ms < 1e7:
+            self.fail(f"{text} is not a time in milliseconds", param, ctx)
+        return Durations((0.0, 1.0), (time_ms, time_ms))
+
+
+class _Fault(click.ParamType[Fault]):
+    """KIND:NODES@START[+DURATION][xFACTOR]."""
+
+    name = "fault"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Fault:
+        if isinstance(value, Fault):
+            return value
+        try:
+            return Fault.parse(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+@click.command(
+    epilog="Examples: lambent sim --trace azure2019-500-8h --nodes 4 --memory 16384 | "
+    "lambent sim --trace azure2019-500-8h --fault lost:1@1h+10m --output json"
+)
+@click.option(
+    "--trace",
+    "folder",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Folder in the schema of the Azure trace: invocations.csv, durations.csv, memory.csv.",
+)
+@click.option("--nodes", type=click.IntRange(1, 100_000), default=10, show_default=True, help="Machines.")
+@click.option(
+    "--memory",
+    type=click.IntRange(128),
+    default=16_384,
+    show_default=True,
+    metavar="MIB",
+    help="Of each, for functions.",
+)
+@click.option("--cores", type=click.IntRange(0), default=0, help="Of each.  [default: one for each 4,096 MiB]")
+@click.option(
+    "--policy", type=click.Choice(sorted(POLICIES)), default="fixed", show_default=True, help="When environments live."
+)
+@click.option(
+    "--placement", type=click.Choice(sorted(PLACEMENTS)), default="default", show_default=True, help="Where they live."
+)
+@click.option("--keep-alive", type=Duration(), metavar="TIME", help="How long an idle one is kept.  [default: 10m]")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="The same seed gives the same run.")
+@click.option(
+    "--arrivals",
+    type=click.Choice([one.value for one in Arrivals]),
+    default=Arrivals.POISSON.value,
+    show_default=True,
+    help="Where in its minute a call comes, which traces do not say.",
+)
+@click.option("--from", "first_s", type=Duration(), default=0.0, metavar="TIME", help="Where in the trace to begin.")
+@click.option("--for", "length_s", type=Duration(), metavar="TIME", help="How much of it to take.  [default: the rest]")
+@click.option(
+    "--cold-start-ms",
+    type=_ColdStart(),
+    default=str(COLD_START_MS),
+    show_default=True,
+    help="A time, or a file of lines PERCENTILE,MILLISECONDS; with the init of your functions.",
+)
+@click.option(
+    "--call-ms",
+    type=click.FloatRange(0, 60_000),
+    default=CALL_MS,
+    show_default=True,
+    help="Of each call, beside its run.",
+)
+@click.option("--concurrency", type=click.IntRange(1), help="Calls at once before they are throttled.  [default: 1000]")
+@click.option(
+    "--fault",
+    "faults",
+    type=_Fault(),
+    multiple=True,
+    metavar="KIND:NODES@START[+TIME][xFACTOR]",
+    help="KIND: lost, slow (by FACTOR) or partitioned. Can be repeated.",
+)
+@click.option("--functions", "with_functions", is_flag=True, help="Report each function, too.")
+@output_option
+def sim(
+    *,
+    folder: Path,
+    nodes: int,
+    memory: int,
+    cores: int,
+    policy: str,
+    placement: str,
+    keep_alive: float | None,
+    seed: int,
+    arrivals: str,
+    first_s: float,
+    length_s: float | None,
+    cold_start_ms: Durations,
+    call_ms: float,
+    concurrency: int | None,
+    faults: tuple[Fault, ...],
+    with_functions: bool,
+    output_format: str,
+) -> None:
+    """Run a recorded load on a simulated cluster, with the scheduler's own decisions.
+
+    Prints what papers report: cold starts, slowdown, memory wasted, queueing, fairness. See docs/simulator.md.
+    """
+    out = Output(output_format)
+    trace = read_trace(folder)
+    scenario = Scenario(
+        nodes=nodes,
+        memory_mib=memory,
+        cores=cores,
+        policy=policy,
+        placement=placement,
+        keep_alive_s=keep_alive,
+        seed=seed,
+        arrivals=Arrivals(arrivals),
+        first_minute=round(first_s / 60),
+        minutes=None if length_s is None else max(1, round(length_s / 60)),
+        cold_start=cold_start_ms,
+        call_ms=call_ms,
+        account_concurrency=concurrency,
+        faults=faults,
+    )
+    if scenario.first_minute >= trace.minutes:
+        raise click.BadParameter(f"the trace has {trace.minutes} minutes", param_hint="--from")
+    with _progress(f"{policy}, {nodes} nodes") as progress:
+        outcome = simulate(trace, scenario, progress)
+    if out.as_json:
+        described = _described(trace, scenario, outcome.report)
+        out.json(described | ({"functions": outcome.functions} if with_functions else {}))
+        return
+    out.fields(fields_of(trace, scenario, outcome.report))
+    if with_functions:
+        click.echo()
+        out.table(*functions_table(outcome.functions))
+
+
+def _described(trace: Trace, scenario: Scenario, report: Report) -> dict[str, object]:
+    """Give a run as one flat object: what was simulated, and the figures."""
+    asked: dict[str, Any] = {
+        "trace": trace.source,
+        "nodes": scenario.nodes,
+        "memory_mib": scenario.memory_mib,
+        "policy": scenario.policy,
+        "placement": scenario.placement,
+        "seed": scenario.seed,
+        "arrivals": scenario.arrivals.value,
+    }
+    return asked | dataclasses.asdict(report)
+
+
+@contextmanager
+def _progress(title: str) -> Iterator[Progress | None]:
+    """Show on a terminal how far the simulation is."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console  # noqa: PLC0415 - only terminals pay for it
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415 - as above
+
+    columns = (TextColumn(title), BarColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn())
+    began = time.perf_counter()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None, text="")
+
+        def show(minute: int, minutes: int, calls: int) -> None:
+            speed = 60 * minute / (time.perf_counter() - began)
+            bar.update(task, completed=minute, total=minutes, text=f"{calls:,} calls, {speed:,.0f} x real time")
+
+        yield show
