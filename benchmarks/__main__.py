@@ -27,6 +27,7 @@ from benchmarks.bounds import (
     timed_rows,
 )
 from benchmarks.cluster import cluster
+from benchmarks.core import AZURE_8H, CORE_STEPS, core_rows
 from benchmarks.floors import (
     Echo,
     FloorMissingError,
@@ -97,6 +98,8 @@ class Measurement:
     @property
     def caption(self) -> str:
         """Say what the cold start is compared with, and where its time goes."""
+        if not self.python:
+            return ""
         took = "was not measured" if self.bwrap_ms is None else f"takes {self.bwrap_ms:.2f} ms (p50)"
         phases = ", ".join(f"{phase} {median_ms:.2f}" for phase, median_ms in self.cold_phases_ms.items())
         return (
@@ -111,9 +114,22 @@ class Measurement:
     "--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write the figures here too."
 )
 @click.option("--scaling/--no-scaling", default=True, show_default=True, help="Also measure cost as work grows.")
-def main(rounds: int, json_path: Path | None, *, scaling: bool) -> None:
+@click.option(
+    "--only",
+    type=click.Choice(["cluster", "core"]),
+    help="core: the scheduler's decisions and the simulator alone, without root and in half a minute.",
+)
+@click.option(
+    "--trace",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=AZURE_8H,
+    help="The Azure sample of 8 h, for the simulator.  [default: ../shared/traces/azure2019-500-8h]",
+)
+def main(rounds: int, json_path: Path | None, only: str | None, trace: Path, *, scaling: bool) -> None:
     """Measure Lambent against floors taken in the same run; status 1 when a bound is missed."""
-    found = asyncio.run(_measure(rounds, scaling=scaling))
+    found = Measurement() if only == "core" else asyncio.run(_measure(rounds, scaling=scaling))
+    if only != "cluster":
+        found.rows += core_rows(trace, Progress(CORE_STEPS).begin)
     Console(width=None if sys.stdout.isatty() else 140).print(as_table(found.rows, found.caption))
     if json_path is not None:
         python = {"path": found.python, "bwrap_ms": found.bwrap_ms}

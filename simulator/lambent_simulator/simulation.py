@@ -49,16 +49,7 @@ class SimulatedCall(Call):
     __slots__ = ("duration_s", "number")
 
     def __init__(self, request_id: str, spec: VersionSpec, arrived: float, number: int, duration_s: float) -> None:
-        # The fields of Call, written out: this is done for every call.
-        self.request_id = request_id
-        self.spec = spec
-        self.payload_bytes = 0
-        self.arrived = arrived
-        self.deadline = math.inf
-        self.context = None
-        self.environment = None
-        self.waiting = False
-        self.failed_starts = 0
+        super().__init__(request_id, spec, payload_bytes=0, arrived=arrived, deadline=math.inf)
         self.number = number
         self.duration_s = duration_s
 
