@@ -15,10 +15,12 @@ from lambent.cli.options import Duration, output_option
 from lambent.cli.output import Output
 from lambent_common.traces import Arrivals, Durations, read_trace
 from lambent_simulator.faults import Fault
+from lambent_simulator.picture import picture as draw
 from lambent_simulator.policies import PLACEMENTS, POLICIES
 from lambent_simulator.scenario import CALL_MS, COLD_START_MS, Scenario, read_percentiles
 from lambent_simulator.simulation import simulate
-from lambent_simulator.text import fields_of, functions_table
+from lambent_simulator.sweep import Run, combinations, parse_sweep
+from lambent_simulator.text import fields_of, functions_table, runs_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,7 +64,8 @@ class _Fault(click.ParamType[Fault]):
 
 @click.command(
     epilog="Examples: lambent sim --trace azure2019-500-8h --nodes 4 --memory 16384 | "
-    "lambent sim --trace azure2019-500-8h --fault lost:1@1h+10m --output json"
+    "lambent sim --trace azure2019-500-8h --fault lost:1@1h+10m --output json | "
+    "lambent sim --trace azure2019-500-8h --sweep keep-alive=1m,10m,1h nodes=4,100 --picture curves.svg"
 )
 @click.option(
     "--trace",
@@ -121,6 +124,19 @@ class _Fault(click.ParamType[Fault]):
     metavar="KIND:NODES@START[+TIME][xFACTOR]",
     help="KIND: lost, slow (by FACTOR) or partitioned. Can be repeated.",
 )
+@click.option(
+    "--sweep",
+    is_flag=True,
+    help="Run every combination of the settings NAME=VALUE,VALUE that follow: policy, placement, nodes, memory, "
+    "keep-alive, concurrency, arrivals, seed.",
+)
+@click.option(
+    "--picture",
+    type=click.Path(path_type=Path, dir_okay=False, writable=True),
+    metavar="FILE",
+    help="Draw the runs of a sweep as an SVG file: what memory kept idle buys.",
+)
+@click.argument("settings", nargs=-1, metavar="[NAME=VALUE,VALUE]...")
 @click.option("--functions", "with_functions", is_flag=True, help="Report each function, too.")
 @output_option
 def sim(
@@ -140,6 +156,9 @@ def sim(
     call_ms: float,
     concurrency: int | None,
     faults: tuple[Fault, ...],
+    sweep: bool,
+    settings: tuple[str, ...],
+    picture: Path | None,
     with_functions: bool,
     output_format: str,
 ) -> None:
@@ -167,7 +186,18 @@ def sim(
     )
     if scenario.first_minute >= trace.minutes:
         raise click.BadParameter(f"the trace has {trace.minutes} minutes", param_hint="--from")
-    with _progress(f"{policy}, {nodes} nodes") as progress:
+    if settings and not sweep:
+        raise click.UsageError(f"{settings[0]!r} is what --sweep varies, and --sweep is not given")
+    if picture is not None and not sweep:
+        raise click.UsageError("--picture draws the runs of a sweep; give --sweep keep-alive=1m,10m,1h")
+    if sweep:
+        _sweep(out, trace, scenario, settings, picture)
+    else:
+        _single(out, trace, scenario, with_functions=with_functions)
+
+
+def _single(out: Output, trace: Trace, scenario: Scenario, *, with_functions: bool) -> None:
+    with _progress(f"{scenario.policy}, {scenario.nodes} nodes") as progress:
         outcome = simulate(trace, scenario, progress)
     if out.as_json:
         described = _described(trace, scenario, outcome.report)
@@ -177,6 +207,24 @@ def sim(
     if with_functions:
         click.echo()
         out.table(*functions_table(outcome.functions))
+
+
+def _sweep(out: Output, trace: Trace, base: Scenario, settings: tuple[str, ...], picture: Path | None) -> None:
+    # All are read before the first is run: an unknown name is not found after an hour.
+    asked = list(combinations(base, parse_sweep(settings)))
+    runs: list[Run] = []
+    for varied, scenario in asked:
+        title = ", ".join(f"{name} {value}" for name, value in varied.items())
+        with _progress(f"{len(runs) + 1} of {len(asked)}: {title}") as progress:
+            runs.append(Run(varied, scenario, simulate(trace, scenario, progress)))
+    if picture is not None:
+        picture.write_text(draw(runs, f"{trace.source}, arrivals {base.arrivals.value}"))
+    if out.as_json:
+        out.json(
+            {"runs": [_described(trace, run.scenario, run.outcome.report) | {"varied": run.settings} for run in runs]}
+        )
+    else:
+        out.table(*runs_table(runs))
 
 
 def _described(trace: Trace, scenario: Scenario, report: Report) -> dict[str, object]:
@@ -189,6 +237,7 @@ def _described(trace: Trace, scenario: Scenario, report: Report) -> dict[str, ob
         "placement": scenario.placement,
         "seed": scenario.seed,
         "arrivals": scenario.arrivals.value,
+        "keep_alive_s": scenario.limits.keep_alive_s,
     }
     return asked | dataclasses.asdict(report)
 

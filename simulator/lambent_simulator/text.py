@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from lambent_common.traces import Trace
     from lambent_simulator.figures import FunctionFigures, Report
     from lambent_simulator.scenario import Scenario
+    from lambent_simulator.sweep import Run
 
 _MIB_S_PER_GIB_H = 1024 * 3600
 
@@ -55,6 +56,28 @@ def functions_table(functions: Sequence[FunctionFigures]) -> tuple[list[str], li
         ]
         for one in sorted(functions, key=lambda one: -one.invocations)
     ]
+    return heading, lines
+
+
+def runs_table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
+    """Give heading and lines of a sweep, in the order of its runs."""
+    varied = list(runs[0].settings) if runs else []
+    heading = [
+        *(name.upper() for name in varied),
+        *("COLD %", "SLOWDOWN P50", "P99", "WASTED GiB h", "PEAK ENVIRONMENTS", "THROTTLED", "REFUSED", "FAILED"),
+    ]
+    lines = []
+    for run in runs:
+        report = run.outcome.report
+        lines.append(
+            [
+                *run.settings.values(),
+                f"{100 * report.cold_start_share:.3f}",
+                *map(_number, (report.slowdown_p50, report.slowdown_p99)),
+                f"{report.wasted_memory_mib_s / _MIB_S_PER_GIB_H:,.1f}",
+                *map(str, (report.peak_environments, report.throttled, report.refused, report.failed)),
+            ]
+        )
     return heading, lines
 
 

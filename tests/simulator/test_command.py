@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import pytest
 from tests.traces.files import write, write_trace
@@ -97,3 +98,48 @@ def test_a_window_beyond_the_trace_is_refused(capsys: pytest.CaptureFixture[str]
     """Nothing would be simulated."""
     assert run(["sim", "--trace", str(trace), "--from", "1h"]) == 2
     assert "the trace has 3 minutes" in capsys.readouterr().err
+
+
+def test_a_sweep_runs_every_combination(capsys: pytest.CaptureFixture[str], trace: Path, tmp_path: Path) -> None:
+    """In the order of the settings, each as it would have run alone; the curves stand in a file of their own."""
+    curves = tmp_path / "curves.svg"
+    found = sim(capsys, "--trace", str(trace), "--sweep", "nodes=1,2", "keep-alive=10s,10m", "--picture", str(curves))
+    varied = [run["varied"] for run in found["runs"]]
+    assert varied == [{"nodes": nodes, "keep-alive": time} for nodes in "12" for time in ("10s", "10m")]
+    assert [run["keep_alive_s"] for run in found["runs"]] == [10, 600, 10, 600]
+    alone = sim(capsys, "--trace", str(trace), "--nodes", "2", "--keep-alive", "10s")
+    assert found["runs"][2].keys() - {"varied"} == alone.keys()
+    assert {name: found["runs"][2][name] for name in alone if name != "wall_s"} == {
+        name: value for name, value in alone.items() if name != "wall_s"
+    }
+    drawn = ET.parse(curves).getroot()
+    svg = "{http://www.w3.org/2000/svg}"
+    assert len(list(drawn.iter(f"{svg}polyline"))) == 3 * 2
+    assert len(list(drawn.iter(f"{svg}circle"))) == 3 * 4
+    assert {text.text for text in drawn.iter(f"{svg}text")} >= {"nodes 1", "nodes 2", "keep-alive 10s"}
+    assert run(["sim", "--trace", str(trace), "--sweep", "seed=1,2"]) == 0
+    assert capsys.readouterr().out.splitlines()[0].startswith("SEED\tCOLD %")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["--sweep", "policy=fixed,best"], "there is no policy 'best'; there is: fixed"),
+        (["--sweep", "speed=1"], "'speed=1' is not NAME=VALUE,VALUE with NAME one of policy"),
+        (["--sweep", "nodes=1,,2"], "'nodes=1,,2' is not NAME=VALUE,VALUE"),
+        (["--sweep", "nodes=0"], "'0' is no value for nodes"),
+        (["--sweep", "keep-alive=long"], "'long' is no value for keep-alive"),
+        (["--sweep", "nodes=1", "nodes=2"], "nodes is varied twice"),
+        (["--sweep", "seed=" + ",".join(map(str, range(1001)))], "that makes 1,001 runs"),
+        (["nodes=1"], "--sweep is not given"),
+        (["--picture", "curves.svg"], "--picture draws the runs of a sweep"),
+    ],
+)
+def test_what_cannot_be_swept_is_refused_before_anything_runs(
+    capsys: pytest.CaptureFixture[str], trace: Path, arguments: list[str], error: str
+) -> None:
+    """A typing error in the last setting does not cost an hour."""
+    assert run(["sim", "--trace", str(trace), *arguments]) in (1, 2)
+    printed = capsys.readouterr()
+    assert error in printed.err
+    assert not printed.out
