@@ -13,7 +13,8 @@ import click
 
 from lambent.cli.options import Duration, output_option
 from lambent.cli.output import Output
-from lambent_common.traces import Arrivals, Durations, read_trace
+from lambent_common.traces import Arrivals, Durations, read_recorded, read_trace
+from lambent_simulator.event_log import log_to, replay
 from lambent_simulator.faults import Fault
 from lambent_simulator.picture import picture as draw
 from lambent_simulator.policies import PLACEMENTS, POLICIES
@@ -24,10 +25,10 @@ from lambent_simulator.text import fields_of, functions_table, runs_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import TextIO
 
-    from lambent_common.traces import Trace
     from lambent_simulator.figures import Report
-    from lambent_simulator.simulation import Progress
+    from lambent_simulator.simulation import Load, Outcome, Progress
 
 
 class _ColdStart(click.ParamType[Durations]):
@@ -69,10 +70,16 @@ class _Fault(click.ParamType[Fault]):
 )
 @click.option(
     "--trace",
-    "folder",
-    required=True,
+    "source",
     type=click.Path(path_type=Path),
-    help="Folder in the schema of the Azure trace: invocations.csv, durations.csv, memory.csv.",
+    help="Folder in the schema of the Azure trace: invocations.csv, durations.csv, memory.csv; or a file of calls.",
+)
+@click.option(
+    "--replay",
+    "replayed",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Instead of a trace: run what --events has written again, as it was, and stop where it differs.",
 )
 @click.option("--nodes", type=click.IntRange(1, 100_000), default=10, show_default=True, help="Machines.")
 @click.option(
@@ -125,6 +132,12 @@ class _Fault(click.ParamType[Fault]):
     help="KIND: lost, slow (by FACTOR) or partitioned. Can be repeated.",
 )
 @click.option(
+    "--events",
+    type=click.Path(path_type=Path, dir_okay=False, writable=True),
+    metavar="FILE",
+    help="Write everything that happens, a line of JSON each.",
+)
+@click.option(
     "--sweep",
     is_flag=True,
     help="Run every combination of the settings NAME=VALUE,VALUE that follow: policy, placement, nodes, memory, "
@@ -141,7 +154,8 @@ class _Fault(click.ParamType[Fault]):
 @output_option
 def sim(
     *,
-    folder: Path,
+    source: Path | None,
+    replayed: Path | None,
     nodes: int,
     memory: int,
     cores: int,
@@ -156,6 +170,7 @@ def sim(
     call_ms: float,
     concurrency: int | None,
     faults: tuple[Fault, ...],
+    events: Path | None,
     sweep: bool,
     settings: tuple[str, ...],
     picture: Path | None,
@@ -167,7 +182,15 @@ def sim(
     Prints what papers report: cold starts, slowdown, memory wasted, queueing, fairness. See docs/simulator.md.
     """
     out = Output(output_format)
-    trace = read_trace(folder)
+    if (source is None) == (replayed is None):
+        raise click.UsageError("give --trace, or --replay alone")
+    _check_sweep(settings, sweep=sweep, picture=picture, events=events)
+    if replayed is not None:
+        with _progress(f"again: {replayed}") as progress:
+            _print(out, *replay(replayed, progress), with_functions=with_functions)
+        return
+    assert source is not None
+    load: Load = read_recorded(source) if source.is_file() else read_trace(source)
     scenario = Scenario(
         nodes=nodes,
         memory_mib=memory,
@@ -184,53 +207,58 @@ def sim(
         account_concurrency=concurrency,
         faults=faults,
     )
-    if scenario.first_minute >= trace.minutes:
-        raise click.BadParameter(f"the trace has {trace.minutes} minutes", param_hint="--from")
+    if load.minutes is not None and scenario.first_minute >= load.minutes:
+        raise click.BadParameter(f"the trace has {load.minutes} minutes", param_hint="--from")
+    if sweep:
+        _sweep(out, load, scenario, settings, picture)
+        return
+    with _progress(f"{policy}, {nodes} nodes") as progress, _opened(events) as file:
+        outcome = simulate(load, scenario, progress, None if file is None else log_to(file, load, scenario))
+    _print(out, load, scenario, outcome, with_functions=with_functions)
+
+
+def _check_sweep(settings: tuple[str, ...], *, sweep: bool, picture: Path | None, events: Path | None) -> None:
     if settings and not sweep:
         raise click.UsageError(f"{settings[0]!r} is what --sweep varies, and --sweep is not given")
     if picture is not None and not sweep:
         raise click.UsageError("--picture draws the runs of a sweep; give --sweep keep-alive=1m,10m,1h")
-    if sweep:
-        _sweep(out, trace, scenario, settings, picture)
-    else:
-        _single(out, trace, scenario, with_functions=with_functions)
+    if events is not None and sweep:
+        raise click.UsageError("--events is of one run, and --sweep makes many")
 
 
-def _single(out: Output, trace: Trace, scenario: Scenario, *, with_functions: bool) -> None:
-    with _progress(f"{scenario.policy}, {scenario.nodes} nodes") as progress:
-        outcome = simulate(trace, scenario, progress)
+def _print(out: Output, load: Load, scenario: Scenario, outcome: Outcome, *, with_functions: bool) -> None:
     if out.as_json:
-        described = _described(trace, scenario, outcome.report)
+        described = _described(load, scenario, outcome.report)
         out.json(described | ({"functions": outcome.functions} if with_functions else {}))
         return
-    out.fields(fields_of(trace, scenario, outcome.report))
+    out.fields(fields_of(load, scenario, outcome.report))
     if with_functions:
         click.echo()
         out.table(*functions_table(outcome.functions))
 
 
-def _sweep(out: Output, trace: Trace, base: Scenario, settings: tuple[str, ...], picture: Path | None) -> None:
+def _sweep(out: Output, load: Load, base: Scenario, settings: tuple[str, ...], picture: Path | None) -> None:
     # All are read before the first is run: an unknown name is not found after an hour.
     asked = list(combinations(base, parse_sweep(settings)))
     runs: list[Run] = []
     for varied, scenario in asked:
         title = ", ".join(f"{name} {value}" for name, value in varied.items())
         with _progress(f"{len(runs) + 1} of {len(asked)}: {title}") as progress:
-            runs.append(Run(varied, scenario, simulate(trace, scenario, progress)))
+            runs.append(Run(varied, scenario, simulate(load, scenario, progress)))
     if picture is not None:
-        picture.write_text(draw(runs, f"{trace.source}, arrivals {base.arrivals.value}"))
+        picture.write_text(draw(runs, f"{load.source}, arrivals {base.arrivals.value}"))
     if out.as_json:
         out.json(
-            {"runs": [_described(trace, run.scenario, run.outcome.report) | {"varied": run.settings} for run in runs]}
+            {"runs": [_described(load, run.scenario, run.outcome.report) | {"varied": run.settings} for run in runs]}
         )
     else:
         out.table(*runs_table(runs))
 
 
-def _described(trace: Trace, scenario: Scenario, report: Report) -> dict[str, object]:
+def _described(load: Load, scenario: Scenario, report: Report) -> dict[str, object]:
     """Give a run as one flat object: what was simulated, and the figures."""
     asked: dict[str, Any] = {
-        "trace": trace.source,
+        "trace": load.source,
         "nodes": scenario.nodes,
         "memory_mib": scenario.memory_mib,
         "policy": scenario.policy,
@@ -240,6 +268,15 @@ def _described(trace: Trace, scenario: Scenario, report: Report) -> dict[str, ob
         "keep_alive_s": scenario.limits.keep_alive_s,
     }
     return asked | dataclasses.asdict(report)
+
+
+@contextmanager
+def _opened(path: Path | None) -> Iterator[TextIO | None]:
+    if path is None:
+        yield None
+        return
+    with path.open("w") as file:
+        yield file
 
 
 @contextmanager
@@ -256,7 +293,7 @@ def _progress(title: str) -> Iterator[Progress | None]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=None, text="")
 
-        def show(minute: int, minutes: int, calls: int) -> None:
+        def show(minute: int, minutes: int | None, calls: int) -> None:
             speed = 60 * minute / (time.perf_counter() - began)
             bar.update(task, completed=minute, total=minutes, text=f"{calls:,} calls, {speed:,.0f} x real time")
 

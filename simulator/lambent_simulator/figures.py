@@ -58,7 +58,7 @@ class Report:
         throttled: Calls over a concurrency limit.
         refused: Calls for which there was no capacity, when they came or after they had waited.
         failed: Calls that had been given to a node, and were lost with it.
-        causes: Those refused and failed, by the name of their error.
+        causes: Those throttled, refused and failed, by the name of their error.
         wasted_memory_mib_s: Memory times time of environments, less that of the runs of calls that were served.
         used_memory_mib_s: Memory times time of those runs.
         environments_created: Starts that nodes began.

@@ -12,7 +12,7 @@ from itertools import count
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from lambent.errors import NoCapacityError, ThrottledError
-from lambent_common.traces import minutes_of_arrivals
+from lambent_common.traces import MinuteOfCalls, RecordedCalls, minutes_of_arrivals
 from lambent_scheduler.core import Bind, Call, Dispatcher, Environment, Fail, Start, Stop, VersionSpec
 from lambent_simulator.figures import FunctionFigures, Report, Tally
 from lambent_simulator.histogram import PER_E
@@ -20,9 +20,10 @@ from lambent_simulator.node import SimulatedNode
 from lambent_simulator.trouble import Trouble
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-    from lambent_common.traces import MinuteOfArrivals, Trace, TraceFunction
+    from lambent_common.traces import Trace, TraceFunction
+    from lambent_simulator.event_log import Log
     from lambent_simulator.scenario import Scenario
 
 _RUNTIME = "python3.11"
@@ -48,8 +49,8 @@ class SimulatedCall(Call):
 
     __slots__ = ("duration_s", "number")
 
-    def __init__(self, request_id: str, spec: VersionSpec, arrived: float, number: int, duration_s: float) -> None:
-        super().__init__(request_id, spec, payload_bytes=0, arrived=arrived, deadline=math.inf)
+    def __init__(self, spec: VersionSpec, arrived: float, number: int, duration_s: float) -> None:
+        super().__init__("", spec, payload_bytes=0, arrived=arrived, deadline=math.inf)
         self.number = number
         self.duration_s = duration_s
 
@@ -61,19 +62,43 @@ class Outcome(NamedTuple):
     functions: tuple[FunctionFigures, ...]
 
 
-Progress: TypeAlias = "Callable[[int, int, int], None]"
-"""Told after each simulated minute: how many are over, how many there are, and the calls so far."""
+Load: TypeAlias = "Trace | RecordedCalls"
+"""What is simulated: counts per minute, or calls one by one."""
+
+Progress: TypeAlias = "Callable[[int, int | None, int], None]"
+"""Told after each simulated minute: how many are over, how many there are where that is known, and the calls so far."""
 
 # Time, number, and the end of a call on an environment, or whatever else is to happen.
 _Event: TypeAlias = "tuple[float, int, Environment | None, SimulatedCall | Callable[[], None]]"
 
 
-def simulate(trace: Trace, scenario: Scenario, progress: Progress | None = None) -> Outcome:
-    """Run a trace on a simulated cluster.
+def simulate(load: Load, scenario: Scenario, progress: Progress | None = None, log: Log | None = None) -> Outcome:
+    """Run a load on a simulated cluster.
 
-    Pure but for the wall time in its report: the same trace and scenario give the same figures.
+    The same load and scenario give the same figures, but for the wall time, and the same log.
     """
-    return Simulation(trace, scenario).run(progress)
+    return Simulation(load, scenario, log).run(progress)
+
+
+def calls_of(load: Load, scenario: Scenario) -> Iterator[MinuteOfCalls]:
+    """Give the calls of the scenario's window; where the load has counts alone they are drawn."""
+    first, minutes = scenario.first_minute, scenario.minutes
+    if isinstance(load, RecordedCalls):
+        yield from load.minutes_of_calls(first_minute=first, minutes=minutes)
+        return
+    # Each kind of draw has a source of its own: with other arrivals the run times are of the same kind.
+    source = random.Random(f"durations {scenario.seed}")  # noqa: S311 - a simulation, not secrets
+    durations = [function.durations for function in load.functions]
+    for minute in minutes_of_arrivals(load, scenario.arrivals, scenario.seed, first_minute=first, minutes=minutes):
+        yield MinuteOfCalls(*minute, [durations[number].sample(source) / 1e3 for number in minute.functions])
+
+
+def window_of(load: Load, scenario: Scenario) -> int | None:
+    """Give the length of the scenario's window in minutes; None when it is known only at its end."""
+    if load.minutes is None:
+        return None
+    left = load.minutes - scenario.first_minute
+    return max(0, left if scenario.minutes is None else min(left, scenario.minutes))
 
 
 def spec_of(function: TraceFunction) -> VersionSpec:
@@ -107,18 +132,17 @@ class Simulation:
         tally: What is counted.
     """
 
-    def __init__(self, trace: Trace, scenario: Scenario) -> None:
+    def __init__(self, load: Load, scenario: Scenario, log: Log | None = None) -> None:
         self.now = 0.0
         self.dispatcher = Dispatcher(scenario.limits, scenario.seed)
         self.nodes = {f"node-{number}": SimulatedNode(f"node-{number}") for number in range(scenario.nodes)}
-        self.tally = Tally(trace.functions)
-        self._trace = trace
+        self.tally = Tally(load.functions)
+        self._load = load
+        self._log = log
         self._scenario = scenario
-        self._specs = [spec_of(function) for function in trace.functions]
+        self._specs = [spec_of(function) for function in load.functions]
         self._call_s = scenario.call_ms / 1e3
-        # Each kind of draw has a source of its own: a policy that starts less often leaves the run times as they are.
-        self._durations = random.Random(f"durations {scenario.seed}")  # noqa: S311 - a simulation, not secrets
-        self._starts = random.Random(f"starts {scenario.seed}")  # noqa: S311 - as above
+        self._starts = random.Random(f"starts {scenario.seed}")  # noqa: S311 - a simulation, not secrets
         self._heap: list[_Event] = []
         self._sequence = count()
         self._times_s: list[float] = []
@@ -131,26 +155,20 @@ class Simulation:
     def run(self, progress: Progress | None) -> Outcome:
         """Run the window, and what is still under way when it ends."""
         began = time.perf_counter()
-        scenario, trace = self._scenario, self._trace
-        end = (
-            trace.minutes if scenario.minutes is None else min(trace.minutes, scenario.first_minute + scenario.minutes)
-        )
-        minutes = max(0, end - scenario.first_minute)
+        minutes = window_of(self._load, self._scenario)
         self.at(1 / _TICKS_PER_S, self._tick)
-        for minute in minutes_of_arrivals(
-            trace, scenario.arrivals, scenario.seed, first_minute=scenario.first_minute, minutes=minutes
-        ):
+        for minute in calls_of(self._load, self._scenario):
             self._run_minute(minute)
             if progress is not None:
                 progress(minute.minute + 1, minutes, self.dispatcher.invocations)
         self._times_s = []
-        end_s = 60.0 * minutes
+        end_s = max(60.0 * (minutes or 0), self._minute_end_s)
         while self._heap[0][0] <= end_s or self.dispatcher.in_flight:
             self._step()
         self.now = max(self.now, end_s)
         self.tally.memory.advance(self.now)
         functions = tuple(
-            one.figures(function) for one, function in zip(self.tally.by_function, trace.functions, strict=True)
+            one.figures(function) for one, function in zip(self.tally.by_function, self._load.functions, strict=True)
         )
         return Outcome(self.tally.report(self.now, time.perf_counter() - began), functions)
 
@@ -169,26 +187,24 @@ class Simulation:
             self._finished(environment, what)  # type: ignore[arg-type]  # with one it is its call
         self.act()
 
-    def _run_minute(self, minute: MinuteOfArrivals) -> None:
+    def _run_minute(self, minute: MinuteOfCalls) -> None:
         """Let the calls of one minute come, and all that happens between them."""
         self._times_s, self._minute_end_s = minute.times_s, 60.0 * (minute.minute + 1)
         heap, dispatcher, specs, tallies = self._heap, self.dispatcher, self._specs, self.tally.by_function
-        admit, actions, source = dispatcher.admit, dispatcher.actions, self._durations
-        durations = [function.durations for function in self._trace.functions]
-        for time_s, number in zip(minute.times_s, minute.functions, strict=True):
+        admit, actions, log = dispatcher.admit, dispatcher.actions, self._log
+        for time_s, number, duration_s in zip(minute.times_s, minute.functions, minute.durations_s, strict=True):
             while heap[0][0] <= time_s:
                 self._step()
             self.now = time_s
             tally = tallies[number]
             tally.invocations += 1
-            call = SimulatedCall("", specs[number], time_s, number, durations[number].sample(source) / 1e3)
+            call = SimulatedCall(specs[number], time_s, number, duration_s)
+            if log is not None:
+                log.call(call)
             try:
                 environment = admit(call, None, 0, time_s)
-            except ThrottledError:
-                tally.throttled += 1
-                continue
-            except NoCapacityError as error:
-                self._refused(call, error)
+            except (ThrottledError, NoCapacityError) as error:
+                self._not_served(call, error)
                 continue
             if environment is not None:
                 self._begin(call, environment)
@@ -223,6 +239,8 @@ class Simulation:
                     case Start(environment):
                         self._start(environment)
                     case Stop(environment, reason):
+                        if self._log is not None:
+                            self._log.write(self.now, "stop", environment.environment_id, reason)
                         self.tally.evicted += reason == "evicted"
                         self._send(environment, functools.partial(self._stop, environment))
                     case Bind(call, environment):
@@ -230,7 +248,7 @@ class Simulation:
                         self._begin(call, environment)
                     case Fail(call, error):
                         assert isinstance(call, SimulatedCall)
-                        self._refused(call, error)
+                        self._not_served(call, error)
 
     def _send(self, environment: Environment, deliver: Callable[[], None]) -> None:
         """Let a message pass between the scheduler and the node of an environment, in either direction."""
@@ -241,6 +259,9 @@ class Simulation:
             node.held_back.append(deliver)
 
     def _start(self, environment: Environment) -> None:
+        if self._log is not None:
+            names = environment.spec.function_name, environment.environment_id, environment.node_id
+            self._log.write(self.now, "start", *names)
         start_s = self._scenario.cold_start.sample(self._starts) / 1e3
         self._send(environment, functools.partial(self._make, environment, start_s))
 
@@ -275,6 +296,8 @@ class Simulation:
     def _begin(self, call: SimulatedCall, environment: Environment) -> None:
         """A call is sent to its environment."""
         now = self.now
+        if self._log is not None:
+            self._log.write(now, "run", call.request_id, environment.environment_id)
         if environment.served == 1:
             self.tally.by_function[call.number].cold_starts += 1
         if now > call.arrived:
@@ -298,6 +321,8 @@ class Simulation:
     def answer(self, environment: Environment, call: SimulatedCall) -> None:
         """The answer of a call arrives."""
         now = self.now
+        if self._log is not None:
+            self._log.write(now, "end", call.request_id)
         duration_s = call.duration_s
         latency_s = now - call.arrived
         slowdown = latency_s / duration_s
@@ -314,18 +339,24 @@ class Simulation:
             assert isinstance(following, SimulatedCall)
             self._begin(following, environment)
 
-    def _refused(self, call: SimulatedCall, error: Exception) -> None:
+    def _not_served(self, call: SimulatedCall, error: Exception) -> None:
         """A call ends without an answer."""
         tally = self.tally.by_function[call.number]
-        if isinstance(error, NoCapacityError):
+        cause = type(error).__name__
+        if isinstance(error, ThrottledError):
+            tally.throttled += 1
+        elif isinstance(error, NoCapacityError):
             tally.refused += 1
         else:
             tally.failed += 1
-        cause = type(error).__name__
         self.tally.causes[cause] = self.tally.causes.get(cause, 0) + 1
+        if self._log is not None:
+            self._log.write(self.now, "fail", call.request_id, cause)
 
     # Nodes.
 
     def join(self, node_id: str, held: list[tuple[Environment, bool]] | None = None) -> None:
         """A node takes orders from now on, with what it still holds."""
+        if self._log is not None:
+            self._log.write(self.now, "join", node_id)
         self.dispatcher.node_joined(node_id, self._scenario.capacity, {}, [_RUNTIME], self.now, held=held or ())

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lambent_common.traces import Trace
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lambent_common.traces import Trace
     from lambent_simulator.figures import FunctionFigures, Report
     from lambent_simulator.scenario import Scenario
+    from lambent_simulator.simulation import Load
     from lambent_simulator.sweep import Run
 
 _MIB_S_PER_GIB_H = 1024 * 3600
 
 
-def fields_of(trace: Trace, scenario: Scenario, report: Report) -> dict[str, str]:
+def fields_of(load: Load, scenario: Scenario, report: Report) -> dict[str, str]:
     """Give a run, a line per figure."""
     fields = {
-        "trace": f"{trace.source}, {len(trace.functions):,} functions, arrivals {scenario.arrivals.value}",
+        "trace": f"{load.source}, {len(load.functions):,} functions"
+        + (f", arrivals {scenario.arrivals.value}" if isinstance(load, Trace) else ""),
         "cluster": f"{scenario.nodes:,} nodes of {scenario.memory_mib:,} MiB, policy {scenario.policy}, "
         f"placement {scenario.placement}, seed {scenario.seed}",
         "invocations": f"{report.invocations:,}",
@@ -36,9 +39,9 @@ def fields_of(trace: Trace, scenario: Scenario, report: Report) -> dict[str, str
         "time": f"{report.simulated_s:,.0f} s simulated in {report.wall_s:,.1f} s: "
         f"{report.simulated_s / report.wall_s:,.0f} x real time",
     }
-    if trace.without_durations or trace.without_memory:
+    if isinstance(load, Trace) and (load.without_durations or load.without_memory):
         fields["defaults"] = (
-            f"{trace.without_durations:,} functions without durations, {trace.without_memory:,} without memory"
+            f"{load.without_durations:,} functions without durations, {load.without_memory:,} without memory"
         )
     return fields
 

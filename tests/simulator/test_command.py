@@ -143,3 +143,14 @@ def test_what_cannot_be_swept_is_refused_before_anything_runs(
     printed = capsys.readouterr()
     assert error in printed.err
     assert not printed.out
+
+
+def test_a_run_is_logged_and_replayed(capsys: pytest.CaptureFixture[str], trace: Path, tmp_path: Path) -> None:
+    """The log is a load as well."""
+    log = str(tmp_path / "run.jsonl")
+    then = sim(capsys, "--trace", str(trace), "--nodes", "2", "--events", log)
+    now = sim(capsys, "--replay", log)
+    same = then.keys() - {"wall_s", "trace"}
+    assert {name: now[name] for name in same} == {name: then[name] for name in same}
+    assert sim(capsys, "--trace", log, "--nodes", "1")["invocations"] == 16
+    assert run(["sim", "--trace", str(trace), "--replay", log]) == run(["sim"]) == 2

@@ -134,7 +134,7 @@ def test_every_call_ends_once_and_memory_adds_up(trace: Trace, scenario: Scenari
     report = outcome.report
     assert report.invocations == trace.invocations
     assert report.invocations == report.served + report.throttled + report.refused + report.failed
-    assert report.refused + report.failed == sum(report.causes.values())
+    assert report.throttled + report.refused + report.failed == sum(report.causes.values())
     assert simulation.dispatcher.in_flight == 0
     assert simulation.dispatcher.cold_starts == report.cold_starts <= report.environments_created
     held = [environment for node in simulation.nodes.values() for environment in node.environments.values()]

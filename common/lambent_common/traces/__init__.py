@@ -9,10 +9,16 @@ from lambent_common.traces.arrivals import Arrivals, MinuteOfArrivals, arrivals,
 from lambent_common.traces.azure import read_trace
 from lambent_common.traces.errors import TraceError
 from lambent_common.traces.model import Durations, Trace, TraceFunction
+from lambent_common.traces.recorded import MinuteOfCalls, RecordedCalls, describe, read_lines, read_recorded
 
 __all__ = [
     "read_trace",
     "Trace",
+    "read_recorded",
+    "RecordedCalls",
+    "MinuteOfCalls",
+    "describe",
+    "read_lines",
     "TraceFunction",
     "Durations",
     "TraceError",
