@@ -9,7 +9,7 @@ from __future__ import annotations
 from lambent_simulator.faults import Fault, FaultKind
 from lambent_simulator.figures import FunctionFigures, Report
 from lambent_simulator.histogram import LogHistogram
-from lambent_simulator.policies import PLACEMENTS, POLICIES
+from lambent_simulator.policies import EVICTIONS, PLACEMENTS, POLICIES
 from lambent_simulator.scenario import Scenario, ScenarioError
 from lambent_simulator.simulation import simulate
 
@@ -19,6 +19,7 @@ __all__ = [
     "ScenarioError",
     "POLICIES",
     "PLACEMENTS",
+    "EVICTIONS",
     "Fault",
     "FaultKind",
     "Report",

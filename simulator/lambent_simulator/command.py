@@ -17,7 +17,7 @@ from lambent_common.traces import Arrivals, Durations, read_recorded, read_trace
 from lambent_simulator.event_log import log_to, replay
 from lambent_simulator.faults import Fault
 from lambent_simulator.picture import picture as draw
-from lambent_simulator.policies import PLACEMENTS, POLICIES
+from lambent_simulator.policies import EVICTIONS, PLACEMENTS, POLICIES
 from lambent_simulator.scenario import CALL_MS, COLD_START_MS, Scenario, read_percentiles
 from lambent_simulator.simulation import simulate
 from lambent_simulator.sweep import Run, combinations, parse_sweep
@@ -92,12 +92,24 @@ class _Fault(click.ParamType[Fault]):
 )
 @click.option("--cores", type=click.IntRange(0), default=0, help="Of each.  [default: one for each 4,096 MiB]")
 @click.option(
-    "--policy", type=click.Choice(sorted(POLICIES)), default="fixed", show_default=True, help="When environments live."
+    "--policy", type=click.Choice(POLICIES), default="fixed", show_default=True, help="When environments live."
 )
 @click.option(
-    "--placement", type=click.Choice(sorted(PLACEMENTS)), default="default", show_default=True, help="Where they live."
+    "--placement", type=click.Choice(list(PLACEMENTS)), default="default", show_default=True, help="Where they live."
 )
-@click.option("--keep-alive", type=Duration(), metavar="TIME", help="How long an idle one is kept.  [default: 10m]")
+@click.option(
+    "--eviction",
+    type=click.Choice(EVICTIONS),
+    default="least-recently-used",
+    show_default=True,
+    help="Which idle one makes room for another.",
+)
+@click.option(
+    "--keep-alive",
+    type=Duration(),
+    metavar="TIME",
+    help="How long an idle one is kept; with a policy that learns, until it knows better.  [default: 10m]",
+)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="The same seed gives the same run.")
 @click.option(
     "--arrivals",
@@ -140,8 +152,8 @@ class _Fault(click.ParamType[Fault]):
 @click.option(
     "--sweep",
     is_flag=True,
-    help="Run every combination of the settings NAME=VALUE,VALUE that follow: policy, placement, nodes, memory, "
-    "keep-alive, concurrency, arrivals, seed.",
+    help="Run every combination of the settings NAME=VALUE,VALUE that follow: policy, placement, eviction, "
+    "nodes, memory, keep-alive, concurrency, arrivals, seed.",
 )
 @click.option(
     "--picture",
@@ -161,6 +173,7 @@ def sim(
     cores: int,
     policy: str,
     placement: str,
+    eviction: str,
     keep_alive: float | None,
     seed: int,
     arrivals: str,
@@ -197,6 +210,7 @@ def sim(
         cores=cores,
         policy=policy,
         placement=placement,
+        eviction=eviction,
         keep_alive_s=keep_alive,
         seed=seed,
         arrivals=Arrivals(arrivals),
@@ -263,6 +277,7 @@ def _described(load: Load, scenario: Scenario, report: Report) -> dict[str, obje
         "memory_mib": scenario.memory_mib,
         "policy": scenario.policy,
         "placement": scenario.placement,
+        "eviction": scenario.eviction,
         "seed": scenario.seed,
         "arrivals": scenario.arrivals.value,
         "keep_alive_s": scenario.limits.keep_alive_s,

@@ -42,7 +42,7 @@ class Report:
     Attributes:
         invocations: Calls that came.
         served: Calls that were answered.
-        cold_starts: Calls that were the first of their environment.
+        cold_starts: Calls that waited for an environment and were its first; not of one that was started ahead of them.
         cold_start_share: Of all calls.
         slowdown_p50: From arrival to answer, divided by the time of the run itself; over all calls that were served.
         slowdown_p99: As above.

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from lambent.errors import LambentError
 from lambent_common.traces import Arrivals, Durations
-from lambent_simulator.policies import PLACEMENTS, POLICIES
+from lambent_scheduler.core import Limits
+from lambent_simulator.policies import EVICTIONS, PLACEMENTS, POLICIES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from lambent_scheduler.core import Limits
     from lambent_simulator.faults import Fault
 
 COLD_START_MS = 4.0
@@ -41,6 +41,7 @@ class Scenario:
         memory_mib: Memory for functions of each.
         cores: Of each; 0: one for each 4,096 MiB.
         policy: A name of POLICIES.
+        eviction: A name of EVICTIONS.
         placement: A name of PLACEMENTS.
         seed: Makes arrivals, run times, samples and who is hit by faults. Two runs that differ in policy, placement or
             nodes alone have the same calls at the same times with the same run times.
@@ -50,8 +51,8 @@ class Scenario:
         cold_start: How long a start takes, init of the function included.
         call_ms: What a call costs beside its run.
         account_concurrency: Calls that run or wait at once; more are throttled. None: as the scheduler has it.
-        keep_alive_s: How long an environment may be idle, for the policies that have one time for all. None: as the
-            scheduler has it.
+        keep_alive_s: How long an environment may be idle; with a policy that learns, until it knows better. None: as
+            the scheduler has it.
         lease_s: How long a node is silent before it counts as lost.
         faults: What befalls nodes.
     """
@@ -60,6 +61,7 @@ class Scenario:
     memory_mib: int = 16_384
     cores: int = 0
     policy: str = "fixed"
+    eviction: str = "least-recently-used"
     placement: str = "default"
     seed: int = 0
     arrivals: Arrivals = Arrivals.POISSON
@@ -74,6 +76,7 @@ class Scenario:
 
     def __post_init__(self) -> None:
         _check_name("policy", self.policy, POLICIES)
+        _check_name("eviction policy", self.eviction, EVICTIONS)
         _check_name("placement", self.placement, PLACEMENTS)
         for fault in self.faults:
             if fault.nodes > self.nodes:
@@ -88,7 +91,7 @@ class Scenario:
     @property
     def limits(self) -> Limits:
         """What the dispatcher is given."""
-        limits = replace(POLICIES[self.policy], **PLACEMENTS[self.placement])  # type: ignore[arg-type]  # fields of it
+        limits = Limits(keep_alive=self.policy, eviction=self.eviction, placement=PLACEMENTS[self.placement])
         if self.account_concurrency is not None:
             limits = replace(limits, account_concurrency=self.account_concurrency)
         if self.keep_alive_s is not None:

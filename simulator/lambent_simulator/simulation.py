@@ -298,9 +298,9 @@ class Simulation:
         now = self.now
         if self._log is not None:
             self._log.write(now, "run", call.request_id, environment.environment_id)
-        if environment.served == 1:
-            self.tally.by_function[call.number].cold_starts += 1
         if now > call.arrived:
+            # What was ready before its first call came, started ahead of it, was no cold start.
+            self.tally.by_function[call.number].cold_starts += environment.served == 1
             self.tally.queue_ms.add((now - call.arrived) * 1e3)
         if environment.node_id in self._cut:
             self._send(environment, functools.partial(self._execute, call, environment))

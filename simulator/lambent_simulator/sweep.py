@@ -38,6 +38,7 @@ def _positive(text: str) -> int:
 _SETTINGS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
     "policy": ("policy", str),
     "placement": ("placement", str),
+    "eviction": ("eviction", str),
     "nodes": ("nodes", _positive),
     "memory": ("memory_mib", _positive),
     "keep-alive": ("keep_alive_s", _seconds),
@@ -45,7 +46,7 @@ _SETTINGS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
     "arrivals": ("arrivals", Arrivals),
     "seed": ("seed", int),
 }
-NAMED = ("policy", "placement", "arrivals")
+NAMED = ("policy", "placement", "eviction", "arrivals")
 """Settings whose values are names, and have no order."""
 
 

@@ -23,7 +23,7 @@ def fields_of(load: Load, scenario: Scenario, report: Report) -> dict[str, str]:
         "trace": f"{load.source}, {len(load.functions):,} functions"
         + (f", arrivals {scenario.arrivals.value}" if isinstance(load, Trace) else ""),
         "cluster": f"{scenario.nodes:,} nodes of {scenario.memory_mib:,} MiB, policy {scenario.policy}, "
-        f"placement {scenario.placement}, seed {scenario.seed}",
+        f"placement {scenario.placement}, eviction {scenario.eviction}, seed {scenario.seed}",
         "invocations": f"{report.invocations:,}",
         "cold starts": f"{report.cold_starts:,} ({report.cold_start_share:.3%})",
         "slowdown": f"p50 {_number(report.slowdown_p50)}, p99 {_number(report.slowdown_p99)}",

@@ -124,7 +124,7 @@ def test_a_sweep_runs_every_combination(capsys: pytest.CaptureFixture[str], trac
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        (["--sweep", "policy=fixed,best"], "there is no policy 'best'; there is: fixed"),
+        (["--sweep", "policy=fixed,best"], "there is no policy 'best'; there is: break-even, fixed"),
         (["--sweep", "speed=1"], "'speed=1' is not NAME=VALUE,VALUE with NAME one of policy"),
         (["--sweep", "nodes=1,,2"], "'nodes=1,,2' is not NAME=VALUE,VALUE"),
         (["--sweep", "nodes=0"], "'0' is no value for nodes"),

@@ -21,7 +21,7 @@ SCENARIO = Scenario(
     keep_alive_s=20,
     arrivals=Arrivals.POISSON,
     cold_start=Durations((0.0, 1.0), (3.0, 900.0)),
-    faults=(Fault.parse("lost:1@50+30"), Fault.parse("partitioned:1@100")),
+    faults=(Fault.parse("lost:3@50+30"), Fault.parse("partitioned:1@100")),
 )
 
 
