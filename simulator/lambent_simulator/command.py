@@ -145,7 +145,7 @@ class _Fault(click.ParamType[Fault]):
 )
 @click.option(
     "--events",
-    type=click.Path(path_type=Path, dir_okay=False, writable=True),
+    type=click.File("w", lazy=False),
     metavar="FILE",
     help="Write everything that happens, a line of JSON each.",
 )
@@ -157,7 +157,7 @@ class _Fault(click.ParamType[Fault]):
 )
 @click.option(
     "--picture",
-    type=click.Path(path_type=Path, dir_okay=False, writable=True),
+    type=click.File("w", lazy=False),
     metavar="FILE",
     help="Draw the runs of a sweep as an SVG file: what memory kept idle buys.",
 )
@@ -183,10 +183,10 @@ def sim(
     call_ms: float,
     concurrency: int | None,
     faults: tuple[Fault, ...],
-    events: Path | None,
+    events: TextIO | None,
     sweep: bool,
     settings: tuple[str, ...],
-    picture: Path | None,
+    picture: TextIO | None,
     with_functions: bool,
     output_format: str,
 ) -> None:
@@ -226,12 +226,12 @@ def sim(
     if sweep:
         _sweep(out, load, scenario, settings, picture)
         return
-    with _progress(f"{policy}, {nodes} nodes") as progress, _opened(events) as file:
-        outcome = simulate(load, scenario, progress, None if file is None else log_to(file, load, scenario))
+    with _progress(f"{policy}, {nodes} nodes") as progress:
+        outcome = simulate(load, scenario, progress, None if events is None else log_to(events, load, scenario))
     _print(out, load, scenario, outcome, with_functions=with_functions)
 
 
-def _check_sweep(settings: tuple[str, ...], *, sweep: bool, picture: Path | None, events: Path | None) -> None:
+def _check_sweep(settings: tuple[str, ...], *, sweep: bool, picture: TextIO | None, events: TextIO | None) -> None:
     if settings and not sweep:
         raise click.UsageError(f"{settings[0]!r} is what --sweep varies, and --sweep is not given")
     if picture is not None and not sweep:
@@ -251,7 +251,7 @@ def _print(out: Output, load: Load, scenario: Scenario, outcome: Outcome, *, wit
         out.table(*functions_table(outcome.functions))
 
 
-def _sweep(out: Output, load: Load, base: Scenario, settings: tuple[str, ...], picture: Path | None) -> None:
+def _sweep(out: Output, load: Load, base: Scenario, settings: tuple[str, ...], picture: TextIO | None) -> None:
     # All are read before the first is run: an unknown name is not found after an hour.
     asked = list(combinations(base, parse_sweep(settings)))
     runs: list[Run] = []
@@ -260,7 +260,7 @@ def _sweep(out: Output, load: Load, base: Scenario, settings: tuple[str, ...], p
         with _progress(f"{len(runs) + 1} of {len(asked)}: {title}") as progress:
             runs.append(Run(varied, scenario, simulate(load, scenario, progress)))
     if picture is not None:
-        picture.write_text(draw(runs, f"{load.source}, arrivals {base.arrivals.value}"))
+        picture.write(draw(runs, f"{load.source}, arrivals {base.arrivals.value}"))
     if out.as_json:
         out.json(
             {"runs": [_described(load, run.scenario, run.outcome.report) | {"varied": run.settings} for run in runs]}
@@ -283,15 +283,6 @@ def _described(load: Load, scenario: Scenario, report: Report) -> dict[str, obje
         "keep_alive_s": scenario.limits.keep_alive_s,
     }
     return asked | dataclasses.asdict(report)
-
-
-@contextmanager
-def _opened(path: Path | None) -> Iterator[TextIO | None]:
-    if path is None:
-        yield None
-        return
-    with path.open("w") as file:
-        yield file
 
 
 @contextmanager

@@ -132,7 +132,8 @@ def test_a_sweep_runs_every_combination(capsys: pytest.CaptureFixture[str], trac
         (["--sweep", "nodes=1", "nodes=2"], "nodes is varied twice"),
         (["--sweep", "seed=" + ",".join(map(str, range(1001)))], "that makes 1,001 runs"),
         (["nodes=1"], "--sweep is not given"),
-        (["--picture", "curves.svg"], "--picture draws the runs of a sweep"),
+        (["--events", "/nowhere/run.jsonl"], "No such file or directory"),
+        (["--picture", "/dev/null"], "--picture draws the runs of a sweep"),
     ],
 )
 def test_what_cannot_be_swept_is_refused_before_anything_runs(
