@@ -23,6 +23,7 @@ PACKAGES = {
     "lambent_runtime": ("node_agent", set()),
     "lambent_supervisor": ("supervisor", {"lambent", "lambent_common"}),
     "lambent_simulator": ("simulator", {"lambent", "lambent_common", "lambent_scheduler"}),
+    "lambent_load": ("load_generator", {"lambent", "lambent_common"}),
 }
 
 
