@@ -1,6 +1,6 @@
 """Entry point: a group of commands that are imported only when they are run.
 
-Exit codes: 0 done, 1 the service or the cluster failed, 2 wrong usage, 3 the function failed.
+Exit codes: 0 done, 1 the service or the cluster failed, 2 wrong usage, 3 the function failed, 4 an assertion failed.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ class LazyGroup(click.Group):
 @click.command(
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Exit codes: 0 done, 1 the service or the cluster failed, 2 wrong usage, 3 the function failed.",
+    epilog="Exit codes: 0 done, 1 the service or the cluster failed, 2 wrong usage, 3 the function failed, "
+    "4 an assertion of `load` failed.",
 )
 @click.version_option(package_name="lambent", message="lambent %(version)s")
 def cli() -> None:

@@ -138,17 +138,7 @@ class Exclusive(click.Option):
 def cluster_command(function: Callable[Concatenate[Client, Output, P], R]) -> Callable[..., R]:
     """Give a command `--endpoint`, `--data-dir` and `--output`, and call it with a client and an output."""
 
-    @click.option(
-        "--endpoint",
-        default="",
-        metavar="HOST:PORT",
-        help="A scheduler. [default: LAMBENT_ENDPOINT, or the data dir's]",
-    )
-    @click.option(
-        "--data-dir",
-        type=click.Path(file_okay=False, path_type=Path),
-        help="Data directory of a cluster on this machine. [default: LAMBENT_DATA_DIR, or ~/.local/share/lambent]",
-    )
+    @cluster_options
     @output_option
     @functools.wraps(function)
     def command(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -160,6 +150,25 @@ def cluster_command(function: Callable[Concatenate[Client, Output, P], R]) -> Ca
             return function(client, out, *args, **kwargs)
 
     return command
+
+
+def cluster_options(function: Callable[P, R]) -> Callable[P, R]:
+    """Give a command `--endpoint` and `--data-dir`."""
+    for option in (
+        click.option(
+            "--data-dir",
+            type=click.Path(file_okay=False, path_type=Path),
+            help="Data directory of a cluster on this machine. [default: LAMBENT_DATA_DIR, or ~/.local/share/lambent]",
+        ),
+        click.option(
+            "--endpoint",
+            default="",
+            metavar="HOST:PORT",
+            help="A scheduler. [default: LAMBENT_ENDPOINT, or the data dir's]",
+        ),
+    ):
+        function = option(function)
+    return function
 
 
 def output_option(function: Callable[P, R]) -> Callable[P, R]:
