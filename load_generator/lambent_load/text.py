@@ -30,7 +30,7 @@ def summary(result: Result, assertions: Sequence[Assertion] = ()) -> str:
         _field("latency", _durations(Durations.of(result.latency))),
         _field("start delay", _durations(Durations.of(result.start_delay))),
         _field("send delay", _durations(Durations.of(result.send_delay))),
-        *_remarks(result),
+        *(_field("note", click.style(remark, fg="yellow")) for remark in remarks(result)),
     ]
     for assertion in assertions:
         holds = assertion.holds(result)
@@ -48,6 +48,21 @@ def milliseconds(value_ms: float | None) -> str:
     if value_ms >= 100:
         return f"{value_ms:,.0f} ms"
     return f"{value_ms:.1f} ms" if value_ms >= 10 else f"{value_ms:.2f} ms"
+
+
+def remarks(result: Result) -> list[str]:
+    """Say what makes a result less than it seems."""
+    found = []
+    if result.dropped:
+        found.append(
+            f"{result.dropped:,} calls were due and not sent: --max-in-flight was reached. The latencies lack them."
+        )
+    if result.late > result.sent * _NOTABLE_LATE:
+        found.append(
+            f"{result.late:,} calls were sent more than {LATE_S * 1000:.0f} ms late: the generator could not keep up, "
+            "and latencies have its delay in them. Try --processes, or another machine than the cluster's."
+        )
+    return found
 
 
 def _field(name: str, text: str) -> str:
@@ -73,20 +88,6 @@ def _durations(durations: Durations) -> str:
         ("max", durations.max),
     )
     return ", ".join(f"{name} {milliseconds(value)}" for name, value in named)
-
-
-def _remarks(result: Result) -> list[str]:
-    remarks = []
-    if result.dropped:
-        remarks.append(
-            f"{result.dropped:,} calls were due and not sent: --max-in-flight was reached. The latencies lack them."
-        )
-    if result.late > result.sent * _NOTABLE_LATE:
-        remarks.append(
-            f"{result.late:,} calls were sent more than {LATE_S * 1000:.0f} ms late: the generator could not keep up, "
-            "and latencies have its delay in them. Try --processes, or another machine than the cluster's."
-        )
-    return [_field("note", click.style(remark, fg="yellow")) for remark in remarks]
 
 
 def _share(part: int, whole: int) -> str:
