@@ -13,12 +13,12 @@ from lambent.cli.options import FunctionName, cluster_options, output_option
 from lambent.cli.output import Output
 from lambent.client import AsyncClient
 from lambent_load.compare import differences
+from lambent_load.finish import finish, settings_of
 from lambent_load.options import Span, load_options, run_options
 from lambent_load.plan import ClosedLoop, Plan
-from lambent_load.report import write_files
+from lambent_load.replay_command import replay
 from lambent_load.result import read_result
 from lambent_load.run import run_load
-from lambent_load.text import summary
 from lambent_load.view import make_view
 
 if TYPE_CHECKING:
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     from lambent_load.plan import OpenLoop
     from lambent_load.result import Result
     from lambent_load.run import View
-
-ASSERTION_FAILED = 4
-INTERRUPTED = 130
 
 _DEFAULT = "run"
 
@@ -55,6 +52,7 @@ def load() -> None:
       lambent load hello --rate 50 --shape ramp --to 500 --duration 2m --report out.html
       lambent load hello --rate 200 --assert 'p99<50ms' --assert 'errors<0.1%' --output json
       lambent load compare before.json after.json
+      lambent load replay --trace ./azure2019-500-24h --minutes 60 --speed 10
 
     `lambent load FUNCTION` is short for `lambent load run FUNCTION`; see `lambent load run --help`, and docs/load.md
     for the rest. Exits with 4 when an assertion failed.
@@ -129,8 +127,8 @@ def run(
         endpoint=endpoint,
         data_dir=None if data_dir is None else str(data_dir),
     )
-    result = asyncio.run(_run(plan, processes, make_view(progress), _settings(ctx)))
-    _finish(ctx, Output(output_format), result, assertions, report)
+    result = asyncio.run(_run(plan, processes, make_view(progress), settings_of(ctx)))
+    finish(ctx, Output(output_format), result, assertions, report)
 
 
 @load.command()
@@ -162,29 +160,6 @@ async def _run(plan: Plan, processes: int, view: View, settings: Mapping[str, ob
         return await run_load(plan, processes, view, settings, client)
 
 
-def _finish(
-    ctx: click.Context, out: Output, result: Result, assertions: Sequence[Assertion], report: Path | None
-) -> None:
-    """Write and print a result, and end the command with its status."""
-    if out.as_json:
-        verdicts = [
-            {"assertion": one.text, "value": one.value(result), "holds": one.holds(result)} for one in assertions
-        ]
-        out.json(result.as_json() | {"assertions": verdicts})
-    else:
-        click.echo(summary(result, assertions))
-    if report is not None:
-        try:
-            paths = write_files(report, result, assertions)
-        except OSError as error:
-            raise click.ClickException(f"{error.filename} cannot be written: {error.strerror}") from error
-        click.echo(f"written: {', '.join(map(str, paths))}", err=True)
-    if result.interrupted:
-        ctx.exit(INTERRUPTED)
-    if not all(one.holds(result) for one in assertions):
-        ctx.exit(ASSERTION_FAILED)
-
-
 def _cells(one: Difference) -> tuple[str, ...]:
     change = "" if one.change is None else f"{one.change:+.1%}"
     return (one.name, _number(one.before), _number(one.after), change, one.verdict)
@@ -194,10 +169,4 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:,.3f}"
 
 
-_NOT_KEPT = {"payload", "endpoint", "data_dir", "output_format", "assertions", "progress", "report"}
-"""Options that a result does not keep: what may be secret or long, and what says nothing about the load."""
-
-
-def _settings(ctx: click.Context) -> dict[str, object]:
-    """Give the options as they were given, or by default, for the result."""
-    return {name: value for name, value in ctx.params.items() if name not in _NOT_KEPT and value is not None}
+load.add_command(replay)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -65,6 +66,32 @@ class Span(Duration):
         if not 0 < seconds <= _LONGEST_RUN_S:
             self.fail(f"{value!r} is not above 0 and up to 7d", param, ctx)
         return seconds
+
+
+class Factor(click.FloatRange):
+    """A factor of a replay: three powers of ten either way."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0.001, max=1000.0)
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Give the factor."""
+        factor = super().convert(value, param, ctx)  # type: ignore[arg-type]  # it converts whatever was given
+        if math.isnan(factor):
+            self.fail(f"{value!r} is not a number", param, ctx)
+        return factor
+
+
+class Prefix(click.ParamType[str]):
+    """The beginning of functions' names: with number and hash they have at most 64 characters (AWS Lambda)."""
+
+    name = "prefix"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Give the prefix."""
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", str(value)):
+            self.fail(f"{value!r} is not 1 to 40 characters of A-Z, a-z, 0-9, _ and -", param, ctx)
+        return str(value)
 
 
 class ReportPath(click.ParamType[Path]):

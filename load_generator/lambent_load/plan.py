@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from lambent_load import shapes
 from lambent_load.tally import interval_s_of
 from lambent_load.targets import Request
+from lambent_load.traced import Replay
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -81,8 +82,8 @@ class Plan:
 
     Attributes:
         target: `cluster` or `null`.
-        function: Name of the function, with or without a qualifier.
-        payload: The event.
+        function: Name of the function, with or without a qualifier; empty of a replay, which has its own.
+        payload: The event; empty of a replay.
         load: When calls are sent.
         duration_s: Time during which calls are sent; above 0.
         timeout_s: Of each call.
@@ -95,7 +96,7 @@ class Plan:
     target: str
     function: str
     payload: bytes
-    load: OpenLoop | ClosedLoop
+    load: OpenLoop | ClosedLoop | Replay
     duration_s: float
     timeout_s: float = 30.0
     max_in_flight: int = 10_000
@@ -123,9 +124,11 @@ class Plan:
         ]
 
     def arrivals(self) -> Iterator[tuple[float, Request]]:
-        """Give this process's share of an open loop: every n-th call, with its time."""
-        assert isinstance(self.load, OpenLoop)
+        """Give this process's share of an open loop or a replay: every n-th call, with its time."""
         number, processes = self.share
+        if isinstance(self.load, Replay):
+            return itertools.islice(self.load.arrivals(), number, None, processes)
+        assert isinstance(self.load, OpenLoop)
         request = Request(self.function, self.payload)
         times = itertools.islice(self.load.send_times(self.duration_s), number, None, processes)
         return zip(times, itertools.repeat(request))
@@ -139,11 +142,14 @@ class Plan:
     def decode(cls, line: bytes) -> Plan:
         """Read what `encode` gave."""
         fields = json.loads(line)
-        load = {"OpenLoop": OpenLoop, "ClosedLoop": ClosedLoop}[fields.pop("kind")]
-        fields["load"] = load(**fields["load"])
+        kind = fields.pop("kind")
+        fields["load"] = next(one for one in _KINDS if one.__name__ == kind)(**fields["load"])
         fields["payload"] = base64.b64decode(fields["payload"])
         fields["share"] = tuple(fields["share"])
         return cls(**fields)
+
+
+_KINDS = (OpenLoop, ClosedLoop, Replay)
 
 
 def _part(whole: int, number: int, parts: int) -> int:

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 WIDTH, HEIGHT = 640, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 12, 34, 30
 
+_NOTHING = 1e-9
+"""An axis that ends below has no marks but 0: no figure here is that small."""
+
 _MOST_POINTS = 800
 """More than the plot has columns of pixels; of a longer series the highest of each group is drawn."""
 
@@ -53,7 +56,7 @@ def time_axis(end_s: float) -> Axis:
 
 def nice_ticks(end: float, most: int) -> list[float]:
     """Give up to `most` + 1 round values from 0 to the last one that is not above `end`."""
-    if not end > 0:
+    if not end > _NOTHING:
         return [0.0]
     magnitude = 10.0 ** math.floor(math.log10(end / most))
     step = next(step for step in (magnitude, 2 * magnitude, 5 * magnitude, 10 * magnitude) if end / step <= most)

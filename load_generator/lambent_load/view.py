@@ -68,6 +68,13 @@ class Glance:
     samples: tuple[NodeSample, ...]
 
     @property
+    def clock(self) -> str:
+        """How much of the run is over, in words."""
+        if self.elapsed_s < self.duration_s:
+            return f"{self.elapsed_s:.0f} of {self.duration_s:g} s"
+        return f"{self.duration_s:g} s, the last calls run"
+
+    @property
     def in_flight(self) -> int:
         """Calls sent and not ended."""
         return self.counts["sent"] - self.counts["answered"]
@@ -103,7 +110,7 @@ def line(seen: Glance) -> str:
     counts = seen.counts
     p50, p99 = (milliseconds(value) for value in _latency_ms(seen))
     parts = [
-        f"{seen.elapsed_s:.0f} of {seen.duration_s:g} s",
+        seen.clock,
         f"{counts['answered']:,} answered",
         f"{seen.answered_per_s:,.0f}/s",
         f"{seen.in_flight:,} in flight",
@@ -139,7 +146,7 @@ def table(seen: Glance) -> Group:
         rows.add_row("sent late", f"{seen.counts['late']:,}", "")
     if seen.samples:
         _add_nodes(rows, seen.samples)
-    done = f"{seen.elapsed_s:.0f} of {seen.duration_s:g} s, {seen.counts['answered']:,} answered; Ctrl-C stops"
+    done = f"{seen.clock}, {seen.counts['answered']:,} answered; Ctrl-C stops"
     return Group(Text(done, style="dim"), rows)
 
 
