@@ -39,6 +39,7 @@ from benchmarks.floors import (
     run_ms,
 )
 from benchmarks.invocations import BURST, EVENT, FULL_MIB, Suite
+from benchmarks.load_generator import load_generator_row
 from benchmarks.measure import percentile
 from benchmarks.merging import can_merge, merging_kernel, wait_until_merged
 from benchmarks.rows import Row, as_json, as_table
@@ -140,7 +141,7 @@ def main(rounds: int, json_path: Path | None, only: str | None, trace: Path, *, 
 
 
 async def _measure(rounds: int, *, scaling: bool) -> Measurement:
-    steps = rounds * _STEPS_OF_A_ROUND + 4
+    steps = rounds * _STEPS_OF_A_ROUND + 5
     progress = Progress(steps + (len(_ENVIRONMENT_COUNTS + _FUNCTION_COUNTS) if scaling else 0))
     async with echo() as floor:
         found = await _bounds(floor, rounds, progress)
@@ -172,9 +173,11 @@ async def _bounds(floor: Echo, rounds: int, progress: Progress) -> Measurement:
         for number in range(1, rounds + 1):
             await _round(suite, floor, bwrap, samples, progress, f"round {number} of {rounds}")
         phases = suite.cold_phases_ms()
+        progress.begin("load generator")
+        generator = await load_generator_row(suite)
         progress.begin("memory at rest")
         await suite.fill_environments(MIN_ENVIRONMENTS)
-        rows = [*timed_rows(samples, missing), *memory_rows(suite.memory())]
+        rows = [*timed_rows(samples, missing), generator, *memory_rows(suite.memory())]
     bwrap_ms = statistics.median(samples["bwrap"]) if samples["bwrap"] else None
     return Measurement(rows, python, bwrap_ms, phases)
 

@@ -36,11 +36,14 @@ class Generators:
         self._processes = processes
         self.stopped = False
 
-    async def run(self, on_tally: Callable[[Tally], None]) -> None:
+    async def run(self, on_tally: Callable[[Tally], None]) -> float:
         """Have all of them send, and return when the last one has ended.
 
         Args:
             on_tally: Gets what each has counted since its last report, twice a second.
+
+        Returns:
+            CPU seconds that they have used for it.
 
         Raises:
             ServiceError: One of them failed.
@@ -49,7 +52,7 @@ class Generators:
             _say(process, b"start\n")
         following = [asyncio.create_task(_follow(process, on_tally)) for process in self._processes]
         try:
-            await asyncio.gather(*following)
+            return sum(await asyncio.gather(*following))
         finally:
             for task in following:
                 task.cancel()
@@ -89,9 +92,11 @@ async def connected(plan: Plan, processes: int) -> AsyncIterator[Generators]:
         await _end(started)
 
 
-async def _follow(process: Process, on_tally: Callable[[Tally], None]) -> None:
+async def _follow(process: Process, on_tally: Callable[[Tally], None]) -> float:
+    """Pass on a process's counts; gives the CPU seconds that it has used."""
     while "done" not in (said := await _next(process)):
         on_tally(Tally.from_json(said["tally"]))
+    return float(str(said["done"]["cpu_s"]))
 
 
 async def _next(process: Process) -> Mapping[str, dict[str, object]]:

@@ -85,6 +85,7 @@ class Result:
         duration_s: For which calls were to be sent, or were until the interruption.
         elapsed_s: Until the last answer.
         processes: Generator processes.
+        cpu_s: CPU seconds that they used.
         scheduled: Calls that were due.
         sent: Of these, sent.
         dropped: Of these, not sent because too many were in flight.
@@ -109,6 +110,7 @@ class Result:
     duration_s: float
     elapsed_s: float
     processes: int
+    cpu_s: float
     sent: int
     dropped: int
     late: int
@@ -135,6 +137,11 @@ class Result:
         """Answered calls per second, from the beginning to the last answer."""
         return self.answered / self.elapsed_s if self.elapsed_s else 0.0
 
+    @property
+    def cpu_share(self) -> float:
+        """How busy a generator process was, on average: 1 is a whole CPU, and no process has more."""
+        return self.cpu_s / self.elapsed_s / self.processes if self.elapsed_s else 0.0
+
     def as_json(self) -> dict[str, object]:
         """Give it as plain values, figures first."""
         return {
@@ -145,6 +152,7 @@ class Result:
             "duration_s": self.duration_s,
             "elapsed_s": round(self.elapsed_s, 3),
             "processes": self.processes,
+            "cpu_s": round(self.cpu_s, 3),
             "scheduled": self.scheduled,
             "sent": self.sent,
             "dropped": self.dropped,
@@ -180,6 +188,7 @@ def make_result(
     duration_s: float,
     elapsed_s: float,
     processes: int,
+    cpu_s: float,
 ) -> Result:
     """Put a run's counts together."""
     by_interval = {int(sample.time_s / tally.interval_s): sample for sample in samples}
@@ -192,6 +201,7 @@ def make_result(
         duration_s=min(duration_s, elapsed_s) if interrupted else duration_s,
         elapsed_s=elapsed_s,
         processes=processes,
+        cpu_s=cpu_s,
         sent=total.sent,
         dropped=total.dropped,
         late=total.late,

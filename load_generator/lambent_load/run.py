@@ -69,7 +69,7 @@ async def run_load(
         started = dt.datetime.now(dt.UTC)
         with _stopped_by_signals(generators):
             async with _beside(progress, view, client):
-                await generators.run(progress.tally.merge)
+                cpu_s = await generators.run(progress.tally.merge)
         elapsed_s = time.monotonic() - progress.start
     return make_result(
         progress.tally,
@@ -80,6 +80,7 @@ async def run_load(
         duration_s=plan.duration_s,
         elapsed_s=elapsed_s,
         processes=processes,
+        cpu_s=cpu_s,
     )
 
 

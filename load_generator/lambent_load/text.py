@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 _NOTABLE_LATE = 0.01
 """Share of late sends from which latencies say more about the generator than about the cluster."""
 
+_BUSY = 0.8
+"""Share of a CPU from which a generator process has no time to spare."""
+
 
 def summary(result: Result, assertions: Sequence[Assertion] = ()) -> str:
     """Give the lines of a result. Colours are taken out by `click.echo` where there is no terminal."""
@@ -30,6 +33,7 @@ def summary(result: Result, assertions: Sequence[Assertion] = ()) -> str:
         _field("latency", _durations(Durations.of(result.latency))),
         _field("start delay", _durations(Durations.of(result.start_delay))),
         _field("send delay", _durations(Durations.of(result.send_delay))),
+        _field("generator", _generator(result)),
         *(_field("note", click.style(remark, fg="yellow")) for remark in remarks(result)),
     ]
     for assertion in assertions:
@@ -59,8 +63,12 @@ def remarks(result: Result) -> list[str]:
         )
     if result.late > result.sent * _NOTABLE_LATE:
         found.append(
-            f"{result.late:,} calls were sent more than {LATE_S * 1000:.0f} ms late: the generator could not keep up, "
-            "and latencies have its delay in them. Try --processes, or another machine than the cluster's."
+            f"{result.late:,} calls were sent more than {LATE_S * 1000:.0f} ms late, and latencies have that in them: "
+            + (
+                "the generator was busy, try --processes"
+                if result.cpu_share > _BUSY
+                else "the machine gave the generator its CPU too late, try another one than the cluster's"
+            )
         )
     return found
 
@@ -88,6 +96,11 @@ def _durations(durations: Durations) -> str:
         ("max", durations.max),
     )
     return ", ".join(f"{name} {milliseconds(value)}" for name, value in named)
+
+
+def _generator(result: Result) -> str:
+    each = " each" if result.processes > 1 else ""
+    return f"{result.processes} process{'es' if each else ''}, {result.cpu_share:.0%} of a CPU{each}"
 
 
 def _share(part: int, whole: int) -> str:

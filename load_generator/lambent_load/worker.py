@@ -1,7 +1,7 @@
 """A generator process: reads its plan from standard input, sends, and writes its counts to standard output.
 
     in   the plan, one line of JSON; then a line `start`; the end of the input stops the run
-    out  {"ready": true}; {"tally": ...} twice a second; {"done": true}; or {"failed": ..., "message": ...}
+    out  {"ready": true}; {"tally": ...} twice a second; {"done": {"cpu_s": ...}}; or {"failed": ..., "message": ...}
 
 Nothing else is done here, so that drawing and writing never delay a call.
 """
@@ -13,6 +13,7 @@ import gc
 import json
 import os
 import sys
+import time
 from typing import TYPE_CHECKING
 
 import uvloop
@@ -43,8 +44,9 @@ async def _work() -> None:
         async with make_target(plan.target, plan.endpoint, plan.data_dir, plan.timeout_s) as target:
             await _report(reports, {"ready": True})
             if await orders.readline():
+                before_s = time.process_time()
                 await _run(plan, target, orders, reports)
-        await _report(reports, {"done": True})
+                await _report(reports, {"done": {"cpu_s": time.process_time() - before_s}})
     except ServiceError as error:
         await _report(reports, {"failed": error.aws_name, "message": error.message})
     finally:

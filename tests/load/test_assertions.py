@@ -34,6 +34,7 @@ def result_of(latencies_ms: list[float], *, failed: int = 0, dropped: int = 0) -
         duration_s=10.0,
         elapsed_s=10.0,
         processes=1,
+        cpu_s=1.0,
     )
 
 
