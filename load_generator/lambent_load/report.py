@@ -22,11 +22,19 @@ if TYPE_CHECKING:
     from lambent_load.histogram import Histogram
     from lambent_load.result import Result, Row
 
-_STYLE = """
+PLOT_STYLE = """
 :root { --ink: #1d2430; --dim: #667085; --paper: #fff; --rule: #e4e7ec; --c0: #2f6fde; --c1: #d9822b; --c2: #c4314b;
   --good: #1a7f4b; --bad: #c4314b; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e9ef; --dim: #98a2b3; --paper: #14171d; --rule: #2b303a;
   --c0: #6ea1ff; --c1: #f0a85c; --c2: #ff7a8f; --good: #5fd39a; --bad: #ff7a8f; } }
+.title { font-weight: 600; font-size: 13px; } text { fill: var(--ink); }
+.tick { fill: var(--dim); font-size: 11px; } .grid { stroke: var(--rule); } .line { fill: none; stroke-width: 1.6; }
+.line.c0 { stroke: var(--c0); } .line.c1 { stroke: var(--c1); } .line.c2 { stroke: var(--c2); }
+.key.c0 { fill: var(--c0); } .key.c1 { fill: var(--c1); } .key.c2 { fill: var(--c2); }
+"""
+"""What the plots look like, on light paper and on dark."""
+
+_STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 1340px;
   margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.4rem; margin: 0; } h2 { font-size: 1.05rem; margin: 2rem 0 .5rem; }
@@ -34,10 +42,7 @@ p { color: var(--dim); margin: .3rem 0; }
 .tiles { display: flex; flex-wrap: wrap; gap: 2.5rem; margin: 1.5rem 0; }
 .tiles b { display: block; font-size: 1.5rem; font-variant-numeric: tabular-nums; } .tiles span { color: var(--dim); }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 540px), 1fr)); gap: 1.5rem; }
-svg { width: 100%; } .title { font-weight: 600; font-size: 13px; } text { fill: var(--ink); }
-.tick { fill: var(--dim); font-size: 11px; } .grid { stroke: var(--rule); } .line { fill: none; stroke-width: 1.6; }
-.line.c0 { stroke: var(--c0); } .line.c1 { stroke: var(--c1); } .line.c2 { stroke: var(--c2); }
-.key.c0 { fill: var(--c0); } .key.c1 { fill: var(--c1); } .key.c2 { fill: var(--c2); }
+svg { width: 100%; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; } td, th { text-align: left; font-weight: normal;
   padding: .2rem 1.5rem .2rem 0; border-bottom: 1px solid var(--rule); } th { color: var(--dim); }
 .good { color: var(--good); } .bad { color: var(--bad); font-weight: 600; }
@@ -81,12 +86,12 @@ def as_html(result: Result, assertions: Sequence[Assertion] = ()) -> str:
             '<!doctype html><html lang="en"><head><meta charset="utf-8">',
             "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">",
             '<meta name="viewport" content="width=device-width">',
-            f"<title>lambent load {name}</title><style>{_STYLE}</style></head><body>",
+            f"<title>lambent load {name}</title><style>{PLOT_STYLE}{_STYLE}</style></head><body>",
             f"<h1>lambent load {name}</h1><p>{started}{', interrupted' if result.interrupted else ''}</p>",
             *(f'<p class="bad">{html.escape(remark)}</p>' for remark in remarks(result)),
             _tiles(result),
             _verdicts(result, assertions),
-            f'<div class="plots">{"".join(_plots(result))}</div>',
+            f'<div class="plots">{"".join(plots(result))}</div>',
             "<h2>Durations</h2>",
             _durations(result),
             "<h2>Calls</h2>",
@@ -121,7 +126,8 @@ def _verdicts(result: Result, assertions: Sequence[Assertion]) -> str:
     )
 
 
-def _plots(result: Result) -> Iterable[str]:
+def plots(result: Result) -> Iterable[str]:
+    """Give the plots of the page, each an SVG element."""
     interval_s = result.interval_s
     axis = time_axis((result.rows[-1].time_s + interval_s) if result.rows else 1.0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from rich.text import Text
 from lambent_load.histogram import Histogram
 from lambent_load.tally import COUNTS, Interval
 from lambent_load.text import milliseconds
+from lambent_load.worker import REPORT_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,7 +28,10 @@ if TYPE_CHECKING:
 _REFRESH_S = 0.5
 """As often as the generators report; more would only flicker."""
 
-_FIRST_LINE_S = 1.0
+_REPORTED_S = REPORT_S + 0.1
+"""By then the generators have reported: an interval is looked at when it is whole."""
+
+_FIRST_LINE_S = 2.0
 _LINE_S = 5.0
 """Between two lines where there is no terminal: a log of a run of minutes stays short."""
 
@@ -84,7 +89,7 @@ def glance(progress: Progress, now: float) -> Glance:
     """Look at a run, `now` being of `time.monotonic`."""
     tally = progress.tally
     elapsed_s = now - progress.start
-    current = int(elapsed_s / tally.interval_s)
+    current = int(max(0.0, elapsed_s - _REPORTED_S) / tally.interval_s)
     intervals = [tally.intervals.get(number) or Interval() for number in range(max(0, current - _HISTORY), current)]
     last = intervals[-1] if intervals else Interval()
     latency = Histogram()
@@ -151,12 +156,12 @@ def table(seen: Glance) -> Group:
 
 
 def bars(values: Sequence[float | None]) -> str:
-    """Draw values as bars of one character, the greatest as high as can be; a gap where there is none."""
+    """Draw values as bars of one character, the greatest as high as can be; a gap where there is nothing."""
     greatest = max((value for value in values if value is not None), default=0.0)
     if not greatest:
         return ""
     highest = len(_BARS) - 1
-    return "".join(" " if value is None else _BARS[round(value / greatest * highest)] for value in values)
+    return "".join(_BARS[math.ceil(value / greatest * highest)] if value else " " for value in values)
 
 
 def make_view(progress: str) -> View:
@@ -210,7 +215,7 @@ def _add_nodes(rows: Table, samples: Sequence[NodeSample]) -> None:
 
     rows.add_row("environments", f"{last.environments:,}", history(lambda sample: sample.environments))
     rows.add_row(
-        f"memory, {last.nodes} nodes",
+        f"memory, {last.nodes} node{'s' * (last.nodes != 1)}",
         f"{last.memory_reserved_mib:,} of {last.memory_mib:,} MiB",
         history(lambda sample: sample.memory_reserved_mib),
     )

@@ -38,7 +38,7 @@ def progress() -> Progress:
 
 def test_glance_has_the_figures_of_now() -> None:
     """Rates are those of the last whole second, counts those of the run."""
-    seen = glance(progress(), 103.2)
+    seen = glance(progress(), 103.7)
     assert (seen.sent_per_s, seen.answered_per_s, seen.in_flight) == (10, 9, 1)
     assert (seen.counts["sent"], seen.counts["throttled"], seen.counts["cold_starts"]) == (30, 5, 1)
     assert seen.rates == (10, 10, 9)
@@ -46,8 +46,8 @@ def test_glance_has_the_figures_of_now() -> None:
 
 def test_line_has_what_matters_and_nothing_that_is_zero() -> None:
     """For a log of a CI server."""
-    said = line(glance(progress(), 103.2))
-    assert said.startswith("3 of 30 s, 29 answered, 9/s, 1 in flight, p50 5.0")
+    said = line(glance(progress(), 103.7))
+    assert said.startswith("4 of 30 s, 29 answered, 9/s, 1 in flight, p50 5.0")
     assert "5 throttled, 1 cold starts" in said
     assert "5 environments" in said
     assert "dropped" not in said
@@ -58,7 +58,7 @@ def test_table_shows_rates_latencies_and_nodes() -> None:
     """Everything that is promised to be seen, with its history."""
     console = Console(file=io.StringIO(), width=110, force_terminal=False)
     with console.capture() as captured:
-        console.print(table(glance(progress(), 103.2)))
+        console.print(table(glance(progress(), 103.7)))
     rows = dict(re.findall(r"^(\S.*?)  +(.+?)\s*$", captured.get(), re.MULTILINE))
     assert rows["rate"].startswith("9/s of 10/s")
     assert rows["in flight"] == "1"
