@@ -125,7 +125,8 @@ class ClusterTarget:
         try:
             async with asyncio.timeout(self._timeout_s + _GRACE_S):
                 session = self._session if not self._session.closed else await self._next_session()
-                # The session copies the opening before it waits for anything, so that all calls can share it.
+                # All calls share the opening: the session copies it before it waits for anything.
+                opening.complete = False  # It was the last one's.
                 _, end = await session.invoke(opening, request.payload)
         except ServiceError as error:
             return _failed(error)

@@ -97,6 +97,12 @@ def test_peaks_are_drawn_however_long_the_series(points: list[tuple[float, float
     assert max(drawn, default=None) == max((y for _, y in points if y is not None), default=None)
 
 
+def test_one_high_second_of_an_hour_is_seen() -> None:
+    """It is what the run was made for."""
+    points: list[tuple[float, float | None]] = [(float(x), 500.0 if x == 1234 else 1.0) for x in range(3600)]
+    assert (1234.0, 500.0) in thinned(points)
+
+
 def test_gaps_stay_gaps() -> None:
     """A second without an answer is not one of a straight line."""
     assert pieces([(0, 1.0), (1, 2.0), (2, None), (3, 1.0)]) == [[(0, 1.0), (1, 2.0)], [(3, 1.0), (3, 1.0)]]
@@ -135,6 +141,8 @@ def test_small_changes_are_no_verdict() -> None:
     """Two runs of the same load differ by some percent; one that throttles now does not."""
     assert Difference("p99", 100.0, 104.0, more_is_better=False).verdict == ""
     assert Difference("p99", 100.0, 106.0, more_is_better=False).verdict == "worse"
+    assert Difference("p99", 100.0, 94.0, more_is_better=False).verdict == "better"
+    assert Difference("answered, %", 99.0, 50.0, more_is_better=True).verdict == "worse"
     assert Difference("throttled, %", 0.0, 1.0, more_is_better=False).verdict == "worse"
     assert Difference("p99", None, 1.0, more_is_better=False).verdict == ""
 
