@@ -14,7 +14,7 @@ from lambent.cli.output import Output
 from lambent.client import AsyncClient
 from lambent_load.compare import differences
 from lambent_load.finish import finish, settings_of
-from lambent_load.options import Span, load_options, run_options
+from lambent_load.options import Span, TargetName, load_options, run_options
 from lambent_load.plan import ClosedLoop, Plan
 from lambent_load.replay_command import replay
 from lambent_load.result import read_result
@@ -67,10 +67,11 @@ def load() -> None:
 )
 @click.option(
     "--target",
-    type=click.Choice(["cluster", "null"]),
+    type=TargetName(),
     default="cluster",
     show_default=True,
-    help="null: answers at once, to measure the generator.",
+    metavar="cluster|null|URL",
+    help="URL: an AWS Lambda endpoint. null: answers at once, to measure the generator.",
 )
 @load_options
 @run_options
@@ -106,11 +107,12 @@ def run(
       lambent load hello --rate 20 --shape burst --to 500 --period 10s --burst 1s
       lambent load hello --rate 10 --shape sine --to 100 --period 1m --duration 5m --poisson
       lambent load hello --closed-loop 64
+      lambent load hello --rate 20 --target http://127.0.0.1:3001
       lambent load --target null --rate 50000 --processes 2
 
     Exits with 4 when an assertion failed, with 130 when it was interrupted.
     """  # noqa: D301 - \b is click's mark for a paragraph that keeps its lines
-    if target == "cluster" and not function:
+    if target != "null" and not function:
         raise click.UsageError("name the FUNCTION to call, or give --target null", ctx)
     if isinstance(load, ClosedLoop) and load.callers < processes:
         raise click.UsageError(f"--closed-loop {load.callers} cannot be divided among --processes {processes}", ctx)
@@ -152,7 +154,7 @@ def compare(before: Path, after: Path, output_format: str) -> None:
 
 
 async def _run(plan: Plan, processes: int, view: View, settings: Mapping[str, object]) -> Result:
-    if plan.target == "null":
+    if plan.target != "cluster":
         return await run_load(plan, processes, view, settings, None)
     async with AsyncClient(plan.endpoint, data_dir=plan.data_dir) as client:
         name, _, qualifier = plan.function.partition(":")

@@ -7,6 +7,7 @@ import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from urllib.parse import urlsplit
 
 import click
 
@@ -92,6 +93,25 @@ class Prefix(click.ParamType[str]):
         if not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", str(value)):
             self.fail(f"{value!r} is not 1 to 40 characters of A-Z, a-z, 0-9, _ and -", param, ctx)
         return str(value)
+
+
+class TargetName(click.ParamType[str]):
+    """`cluster`, `null`, or the URL of an AWS Lambda endpoint."""
+
+    name = "target"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Give the target."""
+        target = str(value)
+        if target not in {"cluster", "null"}:
+            try:
+                parts = urlsplit(target)
+                sound = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+            except ValueError:
+                sound = False
+            if not sound or parts.query or parts.fragment or parts.username is not None:
+                self.fail(f"{target!r} is neither cluster, null, nor http(s)://HOST[:PORT]", param, ctx)
+        return target
 
 
 class ReportPath(click.ParamType[Path]):

@@ -81,7 +81,7 @@ class Plan:
     """What to send, whereto and for how long.
 
     Attributes:
-        target: `cluster` or `null`.
+        target: `cluster`, `null`, or the URL of an AWS Lambda endpoint.
         function: Name of the function, with or without a qualifier; empty of a replay, which has its own.
         payload: The event; empty of a replay.
         load: When calls are sent.

@@ -23,6 +23,9 @@ _MOST_ERROR_TYPES = 100
 
 OTHER_ERRORS = "(other)"
 
+LONGEST_NAME = 80
+"""Characters of an error's type that are kept, for the same reason."""
+
 
 def interval_s_of(duration_s: float) -> int:
     """Give the length of an interval for a run of this length, in whole seconds."""
@@ -45,6 +48,9 @@ class Answer:
     cold_start: bool = False
     start_delay_s: float | None = None
 
+
+NO_ANSWER = Answer("NoAnswer")
+"""Of a call that nobody answered within its timeout."""
 
 UNANSWERED = Answer("Unanswered")
 """Of a call that was still running when the run was stopped."""

@@ -1,12 +1,8 @@
-"""Where calls go: a cluster over one of the SDK's sessions, or nowhere.
-
-Another kind of target, such as AWS Lambda over HTTP, is another `Target` here and another choice of `--target`.
-"""
+"""Where calls go: a cluster over one of the SDK's sessions, or nowhere; an endpoint over HTTP is in `http_target`."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, Self
 
@@ -18,9 +14,11 @@ from lambent.payloads import function_error
 from lambent.rpc_errors import from_frame
 from lambent.session import Session
 from lambent.session_stream import open_stream
-from lambent_load.tally import Answer
+from lambent_load.http_target import HttpTarget
+from lambent_load.tally import LONGEST_NAME, NO_ANSWER, Answer
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from types import TracebackType
 
     from lambent.endpoint import Endpoint
@@ -28,12 +26,6 @@ if TYPE_CHECKING:
 
 _GRACE_S = 2.0
 """How much longer than the cluster the generator waits, so that the cluster's own answer comes first."""
-
-_LONGEST_NAME = 80
-"""Characters of an error's type that are told: functions name their own."""
-
-NO_ANSWER = Answer("NoAnswer")
-"""Of a call that nobody answered within its timeout and the grace."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +130,7 @@ class ClusterTarget:
         failed = ""
         if end.function_error:
             failure = function_error(end.error_payload, request_id="", log_tail=b"")
-            failed = f"FunctionError {failure.error_type[:_LONGEST_NAME]}"
+            failed = f"FunctionError {failure.error_type[:LONGEST_NAME]}"
         return Answer(failed, cold_start=report.cold_start, start_delay_s=report.queue_us / 1e6)
 
     async def _next_session(self) -> Session:
@@ -175,12 +167,14 @@ def _failed(error: ServiceError) -> Answer:
     return Answer(name, throttled=isinstance(error, ThrottledError))
 
 
-def make_target(kind: str, endpoint: str, data_dir: str | None, timeout_s: float) -> Target:
-    """Give the target of a plan: `null`, or `cluster` as the SDK finds it.
+def make_target(kind: str, endpoint: str, data_dir: str | None, timeout_s: float, environ: Mapping[str, str]) -> Target:
+    """Give the target of a plan: `null`, `cluster` as the SDK finds it, or the URL of an AWS Lambda endpoint.
 
     Raises:
         ServiceError: No cluster is named anywhere.
     """
     if kind == "null":
         return NullTarget()
-    return ClusterTarget(discover(endpoint=endpoint, data_dir=data_dir, environ=os.environ), timeout_s)
+    if kind != "cluster":
+        return HttpTarget(kind, timeout_s, environ)
+    return ClusterTarget(discover(endpoint=endpoint, data_dir=data_dir, environ=environ), timeout_s)

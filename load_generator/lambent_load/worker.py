@@ -41,7 +41,7 @@ async def _work() -> None:
     reports = asyncio.StreamWriter(transport, protocol, None, loop)
     plan = Plan.decode(await orders.readline())
     try:
-        async with make_target(plan.target, plan.endpoint, plan.data_dir, plan.timeout_s) as target:
+        async with make_target(plan.target, plan.endpoint, plan.data_dir, plan.timeout_s, os.environ) as target:
             await _report(reports, {"ready": True})
             if await orders.readline():
                 before_s = time.process_time()
