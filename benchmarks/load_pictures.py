@@ -12,6 +12,7 @@ from rich.console import Console
 from benchmarks.cluster import cluster
 from benchmarks.invocations import Suite
 from lambent import AsyncClient
+from lambent_load.generators import OWN
 from lambent_load.plan import OpenLoop, Plan
 from lambent_load.report import PLOT_STYLE, plots
 from lambent_load.run import Progress, run_load
@@ -51,7 +52,7 @@ async def _draw() -> None:
         await Suite(running, client).prepare_empty()
         data_dir = str(running.data_dir)
         plan = Plan("cluster", "empty", b"{}", load, duration_s=_DURATION_S, data_dir=data_dir)
-        result = await run_load(plan, 1, picture, {"function": "empty"}, client)
+        result = await run_load(plan, [OWN], picture, {"function": "empty"}, client)
     _FOLDER.mkdir(exist_ok=True)
     (_FOLDER / "load-live.svg").write_text(picture.console.export_svg(code_format=_TERMINAL, unique_id="live") + "\n")
     drawn = [svg.replace("<svg ", f"<svg {_place(number)} ") for number, svg in enumerate(plots(result))]

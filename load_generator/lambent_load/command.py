@@ -14,12 +14,13 @@ from lambent.cli.output import Output
 from lambent.client import AsyncClient
 from lambent_load.compare import differences
 from lambent_load.finish import finish, settings_of
-from lambent_load.options import Span, TargetName, load_options, run_options
+from lambent_load.options import Commands, Span, TargetName, load_options, run_options
 from lambent_load.plan import ClosedLoop, Plan
 from lambent_load.replay_command import replay
 from lambent_load.result import read_result
 from lambent_load.run import run_load
 from lambent_load.view import make_view
+from lambent_load.worker import serve
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -88,7 +89,7 @@ def run(
     target: str,
     timeout_s: float,
     max_in_flight: int,
-    processes: int,
+    generators: Commands,
     assertions: Sequence[Assertion],
     report: Path | None,
     progress: str,
@@ -114,10 +115,8 @@ def run(
     """  # noqa: D301 - \b is click's mark for a paragraph that keeps its lines
     if target != "null" and not function:
         raise click.UsageError("name the FUNCTION to call, or give --target null", ctx)
-    if isinstance(load, ClosedLoop) and load.callers < processes:
-        raise click.UsageError(f"--closed-loop {load.callers} cannot be divided among --processes {processes}", ctx)
-    if max_in_flight < processes:
-        raise click.UsageError(f"--max-in-flight {max_in_flight} is less than --processes {processes}", ctx)
+    if isinstance(load, ClosedLoop) and load.callers < len(generators):
+        raise click.UsageError(f"--closed-loop {load.callers} cannot be divided among {len(generators)} processes", ctx)
     plan = Plan(
         target=target,
         function=function or "",
@@ -129,7 +128,7 @@ def run(
         endpoint=endpoint,
         data_dir=None if data_dir is None else str(data_dir),
     )
-    result = asyncio.run(_run(plan, processes, make_view(progress), settings_of(ctx)))
+    result = asyncio.run(_run(plan, generators, make_view(progress), settings_of(ctx)))
     finish(ctx, Output(output_format), result, assertions, report)
 
 
@@ -153,13 +152,24 @@ def compare(before: Path, after: Path, output_format: str) -> None:
     out.table(("FIGURE", before.stem, after.stem, "CHANGE", ""), (_cells(one) for one in found))
 
 
-async def _run(plan: Plan, processes: int, view: View, settings: Mapping[str, object]) -> Result:
+@load.command()
+def worker() -> None:
+    """Be a generator process of a run elsewhere, on standard input and output.
+
+    \b
+    Example, for a machine that has LAMBENT_TOKEN in its environment:
+      lambent load hello --rate 50000 --endpoint 10.0.0.1:9400 --worker 'ssh generator-2 lambent load worker'
+    """  # noqa: D301 - \b is click's mark for a paragraph that keeps its lines
+    serve()
+
+
+async def _run(plan: Plan, generators: Commands, view: View, settings: Mapping[str, object]) -> Result:
     if plan.target != "cluster":
-        return await run_load(plan, processes, view, settings, None)
+        return await run_load(plan, generators, view, settings, None)
     async with AsyncClient(plan.endpoint, data_dir=plan.data_dir) as client:
         name, _, qualifier = plan.function.partition(":")
         await client.functions.get(name, qualifier=qualifier)  # A name that is wrong is said before the load, once.
-        return await run_load(plan, processes, view, settings, client)
+        return await run_load(plan, generators, view, settings, client)
 
 
 def _cells(one: Difference) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 ASSERTION_FAILED = 4
 INTERRUPTED = 130
 
-_NOT_KEPT = {"payload", "endpoint", "data_dir", "output_format", "assertions", "progress", "report"}
+_NOT_KEPT = {"payload", "endpoint", "data_dir", "output_format", "assertions", "progress", "report", "workers"}
 """Options that a result does not keep: what may be secret or long, and what says nothing about the load."""
 
 

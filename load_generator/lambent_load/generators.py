@@ -9,18 +9,19 @@ import sys
 from asyncio.subprocess import PIPE, Process
 from typing import TYPE_CHECKING
 
-from lambent.errors import InternalError, service_error
+from lambent.errors import InternalError, InvalidParameterError, service_error
 from lambent_load.tally import Tally
 from lambent_load.worker import MAX_LINE_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     from lambent_load.plan import Plan
 
 MOST_PROCESSES = 64
 
-_COMMAND = (sys.executable, "-m", "lambent_load.worker")
+OWN = (sys.executable, "-m", "lambent_load.worker")
+"""The command of a generator process of this machine."""
 
 _READY_TIMEOUT_S = 60.0
 """For a process to start and connect; a second as a rule, on a machine with nothing else to do."""
@@ -66,19 +67,26 @@ class Generators:
 
 
 @contextlib.asynccontextmanager
-async def connected(plan: Plan, processes: int) -> AsyncIterator[Generators]:
-    """Start so many processes, each with its share of the plan, and wait until all are connected.
+async def connected(plan: Plan, commands: Sequence[Sequence[str]]) -> AsyncIterator[Generators]:
+    """Start the processes, each with its share of the plan, and wait until all are connected.
+
+    Args:
+        plan: What to send.
+        commands: Each starts one process, here or, as `ssh` does, elsewhere.
 
     Raises:
         ServiceError: The target cannot be reached, or a process cannot start.
     """
     started: list[Process] = []
     try:
-        for part in plan.divided(processes):
+        for command, part in zip(commands, plan.divided(len(commands)), strict=True):
             # A session of its own: Ctrl-C is for the process that the person sees, which then stops these.
-            process = await asyncio.create_subprocess_exec(
-                *_COMMAND, stdin=PIPE, stdout=PIPE, limit=MAX_LINE_BYTES, start_new_session=True
-            )
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *command, stdin=PIPE, stdout=PIPE, limit=MAX_LINE_BYTES, start_new_session=True
+                )
+            except OSError as error:
+                raise InvalidParameterError(f"{command[0]!r} cannot be run: {error.strerror}") from error
             started.append(process)
             _say(process, part.encode() + b"\n")
         try:
@@ -105,7 +113,10 @@ async def _next(process: Process) -> Mapping[str, dict[str, object]]:
     line = await process.stdout.readline()
     if not line:
         raise InternalError(f"generator process {process.pid} ended with status {await process.wait()}")
-    said: dict[str, dict[str, object]] = json.loads(line)
+    try:
+        said: dict[str, dict[str, object]] = json.loads(line)
+    except ValueError as error:
+        raise InternalError(f"generator process {process.pid} said {line[:80]!r}, which no generator says") from error
     if "failed" in said:
         raise service_error(str(said["failed"]), str(said["message"]))
     return said

@@ -5,22 +5,25 @@ from __future__ import annotations
 import functools
 import math
 import re
+import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 import click
 
 from lambent.cli.options import Duration
 from lambent_load.assertions import Assertion, AssertionFormError, parse
-from lambent_load.generators import MOST_PROCESSES
+from lambent_load.generators import MOST_PROCESSES, OWN
 from lambent_load.plan import MOST_RATE, SHAPES, ClosedLoop, OpenLoop
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-P = ParamSpec("P")
 R = TypeVar("R")
+
+Commands = tuple[tuple[str, ...], ...]
+"""Each starts one generator process."""
 
 _LONGEST_RUN_S = 7 * 86_400.0
 """A week; what takes longer is no test but use."""
@@ -114,6 +117,22 @@ class TargetName(click.ParamType[str]):
         return target
 
 
+class CommandLine(click.ParamType[tuple[str, ...]]):
+    """A command as a shell reads it, without a shell."""
+
+    name = "command"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        """Give its words."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            words = tuple(shlex.split(str(value)))
+        except ValueError as error:
+            self.fail(f"{value!r}: {error}", param, ctx)
+        return words or self.fail("no command", param, ctx)
+
+
 class ReportPath(click.ParamType[Path]):
     """Where a page can be written: said before the load, not after it."""
 
@@ -194,10 +213,18 @@ _RUN_OPTIONS = (
     ),
     click.option(
         "--processes",
-        type=click.IntRange(1, MOST_PROCESSES),
+        type=click.IntRange(0, MOST_PROCESSES),
         default=1,
         show_default=True,
-        help="Processes that send, each a share of the calls.",
+        help="Processes of this machine that send, each a share of the calls.",
+    ),
+    click.option(
+        "--worker",
+        "workers",
+        type=CommandLine(),
+        multiple=True,
+        metavar="COMMAND",
+        help="Starts one more, such as 'ssh HOST lambent load worker'. May be given often.",
     ),
     click.option(
         "--assert",
@@ -220,8 +247,24 @@ _RUN_OPTIONS = (
 )
 
 
-def run_options(function: Callable[P, R]) -> Callable[P, R]:
-    """Give a command the options of every run: how it sends, what must hold, what it writes and shows."""
+def run_options(function: Callable[..., R]) -> Callable[..., R]:
+    """Give a command the options of every run: how it sends, what must hold, what it writes and shows.
+
+    The command is called with `generators`, which starts the processes that send.
+    """
+
+    @functools.wraps(function)
+    def command(*args: Any, **kwargs: Any) -> R:
+        generators: Commands = (*[OWN] * kwargs.pop("processes"), *kwargs.pop("workers"))
+        ctx = click.get_current_context()
+        if not generators:
+            raise click.UsageError("--processes 0 needs a --worker", ctx)
+        if kwargs["max_in_flight"] < len(generators):
+            raise click.UsageError(
+                f"--max-in-flight {kwargs['max_in_flight']} is less than the number of processes", ctx
+            )
+        return function(*args, generators=generators, **kwargs)
+
     for option in reversed(_RUN_OPTIONS):
-        function = option(function)
-    return function
+        command = option(command)
+    return command

@@ -13,7 +13,7 @@ from lambent.cli.output import Output
 from lambent.client import AsyncClient
 from lambent_common.traces import Arrivals, read_trace
 from lambent_load.finish import finish, settings_of
-from lambent_load.options import Factor, Prefix, Span, run_options
+from lambent_load.options import Commands, Factor, Prefix, Span, run_options
 from lambent_load.plan import Plan
 from lambent_load.replay import WORK, StandIns
 from lambent_load.run import run_load
@@ -74,7 +74,7 @@ def replay(
     prefix: str,
     timeout_s: float,
     max_in_flight: int,
-    processes: int,
+    generators: Commands,
     assertions: Sequence[Assertion],
     report: Path | None,
     progress: str,
@@ -119,12 +119,12 @@ def replay(
     )
     settings = settings_of(ctx) | {"trace": trace.name}
     functions = StandIns(window, work, memory_mib)
-    result = asyncio.run(_replay(plan, processes, functions, make_view(progress), settings))
+    result = asyncio.run(_replay(plan, generators, functions, make_view(progress), settings))
     finish(ctx, Output(output_format), result, assertions, report)
 
 
 async def _replay(
-    plan: Plan, processes: int, functions: StandIns, view: View, settings: Mapping[str, object]
+    plan: Plan, generators: Commands, functions: StandIns, view: View, settings: Mapping[str, object]
 ) -> Result:
     async with AsyncClient(plan.endpoint, data_dir=plan.data_dir) as client, functions.deployed(client):
-        return await run_load(plan, processes, view, settings, client)
+        return await run_load(plan, generators, view, settings, client)

@@ -16,7 +16,7 @@ from lambent_load.result import make_result
 from lambent_load.tally import Tally
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping
+    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
     from lambent.client import AsyncClient
     from lambent_load.generators import Generators
@@ -50,13 +50,17 @@ class View(Protocol):
 
 
 async def run_load(
-    plan: Plan, processes: int, view: View, settings: Mapping[str, object], client: AsyncClient | None
+    plan: Plan,
+    generators: Sequence[Sequence[str]],
+    view: View,
+    settings: Mapping[str, object],
+    client: AsyncClient | None,
 ) -> Result:
     """Send a plan's calls and give the result; Ctrl-C and SIGTERM end it early, with the result so far.
 
     Args:
         plan: What to send.
-        processes: How many processes send; at least 1.
+        generators: Commands that start the processes that send; at least one.
         view: Shows the run.
         settings: Kept in the result.
         client: Of the cluster, for the nodes; None to leave them alone.
@@ -64,22 +68,22 @@ async def run_load(
     Raises:
         ServiceError: The target cannot be reached, or a generator process failed.
     """
-    async with connected(plan, processes) as generators:
+    async with connected(plan, generators) as running:
         progress = Progress(plan, time.monotonic(), Tally(plan.interval_s))
         started = dt.datetime.now(dt.UTC)
-        with _stopped_by_signals(generators):
+        with _stopped_by_signals(running):
             async with _beside(progress, view, client):
-                cpu_s = await generators.run(progress.tally.merge)
+                cpu_s = await running.run(progress.tally.merge)
         elapsed_s = time.monotonic() - progress.start
     return make_result(
         progress.tally,
         progress.samples,
         started=started,
         settings=settings,
-        interrupted=generators.stopped,
+        interrupted=running.stopped,
         duration_s=plan.duration_s,
         elapsed_s=elapsed_s,
-        processes=processes,
+        processes=len(generators),
         cpu_s=cpu_s,
     )
 

@@ -87,5 +87,10 @@ async def _report(reports: asyncio.StreamWriter, said: dict[str, object]) -> Non
     await reports.drain()
 
 
-if __name__ == "__main__":
+def serve() -> None:
+    """Be a generator process until the run is over."""
     uvloop.run(_work())
+
+
+if __name__ == "__main__":
+    serve()

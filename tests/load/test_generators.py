@@ -7,7 +7,9 @@ import select
 import signal
 from pathlib import Path
 
-from tests.cluster import COMMAND_TIMEOUT_S, RunningCommand, running_command
+import pytest
+from tests.cli.conftest import Run
+from tests.cluster import COMMAND_TIMEOUT_S, LAMBENT, RunningCommand, running_command
 
 ENDLESS = ("load", "--target", "null", "--rate", "100", "--duration", "1h", "--processes", "2", "--progress", "plain")
 
@@ -16,6 +18,26 @@ def workers(command: RunningCommand) -> list[int]:
     """Its generator processes."""
     pid = command.process.pid
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_worker_of_another_machine_has_its_share(lambent: Run) -> None:
+    """Whatever starts a program there and passes on its standard input and output; `env` stands for `ssh` here."""
+    elsewhere = f"env -C / {LAMBENT} load worker"
+    arguments = ("--rate", "300", "--duration", "1s", "--worker", elsewhere, "--worker", elsewhere, "-o", "json")
+    found = lambent("load", "--target", "null", *arguments).json()
+    assert (found["processes"], found["sent"], found["answered"]) == (3, 300, 300)
+    alone = lambent("load", "--target", "null", "--processes", "0", *arguments).json()
+    assert (alone["processes"], alone["sent"]) == (2, 300)
+
+
+@pytest.mark.parametrize(
+    ("worker", "says"), [("no-such-program", "'no-such-program' cannot be run"), ("echo hello", "said b'hello")]
+)
+def test_what_is_no_worker_is_said(lambent: Run, worker: str, says: str) -> None:
+    """A wrong word after `ssh` is the commonest of mistakes."""
+    ran = lambent("load", "--target", "null", "--rate", "1", "--worker", worker)
+    assert ran.code == 1
+    assert says in ran.err
 
 
 def test_process_that_dies_ends_the_run_with_an_error() -> None:
