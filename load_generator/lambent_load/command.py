@@ -167,8 +167,7 @@ async def _run(plan: Plan, generators: Commands, view: View, settings: Mapping[s
     if plan.target != "cluster":
         return await run_load(plan, generators, view, settings, None)
     async with AsyncClient(plan.endpoint, data_dir=plan.data_dir) as client:
-        name, _, qualifier = plan.function.partition(":")
-        await client.functions.get(name, qualifier=qualifier)  # A name that is wrong is said before the load, once.
+        await client.functions.get(plan.function)  # A name that is wrong is said before the load, once.
         return await run_load(plan, generators, view, settings, client)
 
 

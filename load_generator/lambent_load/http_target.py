@@ -123,7 +123,9 @@ class HttpTarget:
         return await asyncio.open_connection(self._host, self._port, ssl=self._tls)
 
     def _message(self, request: Request, now: dt.datetime) -> bytes:
-        name, _, qualifier = request.function.partition(":")
+        # Whoever gives an ARN gives it to AWS, which takes one with its qualifier in the path.
+        whole = request.function.startswith("arn:")
+        name, _, qualifier = (request.function, "", "") if whole else request.function.partition(":")
         path = f"{self._prefix}/2015-03-31/functions/{quote(name, safe='')}/invocations"
         query = f"Qualifier={quote(qualifier, safe='')}" if qualifier else ""
         # The log's tail has a REPORT line, and that alone tells a cold start.

@@ -88,6 +88,16 @@ async def test_calls_are_what_aws_clients_send(endpoint: Endpoint) -> None:
     assert len(endpoint.peers) == 1
 
 
+async def test_arn_is_sent_whole(endpoint: Endpoint) -> None:
+    """Its colons are not those before a qualifier."""
+    arn = "arn:aws:lambda:us-east-1:123456789012:function:hello:live"
+    async with target_of(endpoint) as target:
+        assert await target.call(Request(arn, b"")) == Answer()
+    ((request, _),) = endpoint.seen
+    assert request.path_params["name"] == arn
+    assert not request.query_params
+
+
 async def test_calls_in_flight_have_a_connection_each(endpoint: Endpoint) -> None:
     """None waits for another."""
     async with target_of(endpoint) as target:
