@@ -28,18 +28,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 PRELOADED = (
-    "argparse", "ast", "asyncio", "base64", "bisect", "calendar", "collections.abc", "concurrent.futures",
+    "ast", "asyncio", "base64", "bisect", "calendar", "collections.abc", "concurrent.futures",
     "concurrent.futures.thread", "configparser", "contextlib", "contextvars", "copy", "csv", "ctypes",
-    "dataclasses", "datetime", "decimal", "email.message", "email.mime.multipart", "email.mime.text",
-    "email.parser", "encodings.ascii", "encodings.idna", "encodings.latin_1", "encodings.utf_8_sig", "enum",
-    "functools", "glob", "gzip", "hashlib", "heapq", "hmac", "html", "http.client", "http.cookies", "inspect",
-    "io", "ipaddress", "itertools", "json", "locale", "logging", "logging.handlers", "math", "mimetypes",
-    "numbers", "operator", "pathlib", "pickle", "platform", "pprint", "queue", "random", "re", "secrets",
-    "select", "selectors", "shutil", "signal", "socket", "ssl", "string", "struct", "subprocess", "tempfile",
-    "textwrap", "threading", "traceback", "types", "typing", "urllib.error", "urllib.parse", "urllib.request",
-    "uuid", "warnings", "weakref", "xml.etree.ElementTree", "zipfile", "zlib", "zoneinfo", "_strptime",
+    "dataclasses", "datetime", "decimal", "email.message", "email.parser", "encodings.ascii", "encodings.idna",
+    "encodings.latin_1", "encodings.utf_8_sig", "enum", "functools", "glob", "gzip", "hashlib", "heapq", "hmac",
+    "http.client", "inspect", "io", "ipaddress", "itertools", "json", "locale", "logging", "math", "mimetypes",
+    "numbers", "operator", "pathlib", "pickle", "platform", "queue", "random", "re", "secrets", "select",
+    "selectors", "shutil", "signal", "socket", "ssl", "string", "struct", "subprocess", "tempfile", "textwrap",
+    "threading", "traceback", "types", "typing", "urllib.error", "urllib.parse", "urllib.request", "uuid",
+    "warnings", "weakref", "xml.etree.ElementTree", "zipfile", "zlib", "zoneinfo", "_strptime",
 )  # fmt: skip
-"""What the handlers of the world import first. Memory and time are paid once a zygote, not once an environment."""
+"""What the handlers of the world import first, and clients of AWS. Time is paid once a zygote, not once an environment;
+but each fork copies the page tables of all of it, so that what few use is not here."""
 
 _FORKED = messages.pack({"event": "forked"})
 """Made once: what the zygote writes to between two forks is a page less that it shares with the first of them."""
