@@ -93,9 +93,14 @@ class _Loop:
         """False once closed; then nothing can be run."""
         return not self._closed
 
+    @property
+    def is_here(self) -> bool:
+        """Whether this is its own thread, which must not wait for it."""
+        return threading.current_thread() is self._thread
+
     def run(self, coroutine: Coroutine[object, object, T]) -> T:
         """Run a coroutine there and wait for it here; an interrupt here cancels it there."""
-        if threading.current_thread() is self._thread:
+        if self.is_here:
             coroutine.close()
             raise RuntimeError("the blocking client was called from its own event loop; use AsyncClient there")
         future: concurrent.futures.Future[T] = concurrent.futures.Future()
@@ -134,7 +139,7 @@ class _Loop:
                 return
             self._closed = True
             self._loop.call_soon_threadsafe(self._begin_closing, client)
-        if threading.current_thread() is not self._thread:  # The garbage collector may run anywhere.
+        if not self.is_here:  # The garbage collector may run anywhere.
             self._thread.join(_CLOSE_TIMEOUT_S)  # A daemon: one that is stuck does not keep the process.
 
     def _serve(self) -> None:
@@ -197,7 +202,8 @@ def _iterate(items: AsyncIterator[T], loop: _Loop) -> Iterator[T]:
             yield item
     finally:
         close = getattr(items, "aclose", None)
-        if close is not None and loop.running:
+        # The garbage collector may end it in the loop's own thread: then the loop itself closes what nobody holds.
+        if close is not None and loop.running and not loop.is_here:
             loop.run(close())
 
 

@@ -88,6 +88,20 @@ def test_errors_are_the_same_and_leave_the_client_usable(service: Service, clien
     assert client.invoke("echo", 1).json() == 1
 
 
+def test_an_iteration_that_nobody_goes_on_with_may_end_in_the_client_s_own_thread(client: lambent.Client) -> None:
+    """The garbage collector runs anywhere, and what it ends there must not wait for that thread."""
+    begun, ended = [client.nodes()], threading.Event()
+    assert next(begun[0]).node_id == "node-a"
+
+    def end() -> None:
+        begun.clear()
+        ended.set()
+
+    client._loop._loop.call_soon_threadsafe(end)
+    assert ended.wait(10)
+    assert client.status().healthy
+
+
 def test_closed_client_says_so(client: lambent.Client) -> None:
     """And closing twice is no error."""
     client.close()

@@ -104,10 +104,12 @@ class Attacker:
         return processes_of(self.uid)
 
     def memory_bytes(self) -> int:
-        """What its control group says that it uses now."""
+        """What its control group says that it uses now; 0 when the group has gone with what was charged to it."""
         names = ("memory.usage_in_bytes", "memory.current")
-        [usage] = [path / name for path in self.groups for name in names if (path / name).exists()]
-        return int(usage.read_text())
+        for path in [path / name for path in self.groups for name in names]:
+            with contextlib.suppress(OSError):  # not of this version, or gone
+                return int(path.read_text())
+        return 0
 
     def cpu_s(self) -> float:
         """CPU time that its living processes have taken, in seconds."""
