@@ -260,7 +260,7 @@ def _sweep(out: Output, load: Load, base: Scenario, settings: tuple[str, ...], p
         with _progress(f"{len(runs) + 1} of {len(asked)}: {title}") as progress:
             runs.append(Run(varied, scenario, simulate(load, scenario, progress)))
     if picture is not None:
-        picture.write(draw(runs, f"{load.source}, arrivals {base.arrivals.value}"))
+        picture.write(draw(runs, f"{Path(load.source).name}, arrivals {base.arrivals.value}"))
     if out.as_json:
         out.json(
             {"runs": [_described(load, run.scenario, run.outcome.report) | {"varied": run.settings} for run in runs]}
